@@ -1,0 +1,174 @@
+"""ResNetBackbone: image -> {"c2": ..., "c5": ...}.
+
+Glossary: a *level* is a stage's output: `c1` (before the stem's pooling), `stem` (after it), `c2` ... `c5`;
+a level of stride s holds (N, channels, ceil(H / s), ceil(W / s)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .blocks import BasicBlock, Bottleneck, CifarStem, Stem
+from .norm import conv_norm, make_norm
+from .specs import RESNETS, ResNetSpec
+from .suggest import unknown
+
+ALL_LEVELS = ("c1", "stem", "c2", "c3", "c4", "c5")
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """What a level holds: its channels and its stride in pixels of the input."""
+
+    channels: int
+    stride: int
+
+
+class ResNetBody(nn.Module):
+    """The stages that backbone and classifier share. Modules carry torchvision's names.
+
+    Args:
+        spec: the net. norm: "frozen_bn", "bn", "sync_bn" or "gn". norm_eps: the norms' epsilon.
+        out_levels: which levels `levels()` returns; stages deeper than the deepest of them are not built.
+        frozen_stages: 0 nothing, 1 the stem, 2 the stem and C2, ... 5 everything. Batch norms of a frozen stage
+            are built as `FrozenBatchNorm2d`: no later `train()` can bring them back to life.
+    Raises ValueError for levels that the net does not have, or a frozen_stages outside 0..5.
+    """
+
+    conv1: nn.Module
+    bn1: nn.Module
+    maxpool: nn.Module
+
+    def __init__(
+        self,
+        spec: ResNetSpec,
+        *,
+        norm: str = "frozen_bn",
+        norm_eps: float = 1e-5,
+        out_levels: Sequence[str] = ("c2", "c3", "c4", "c5"),
+        frozen_stages: int = 0,
+    ) -> None:
+        super().__init__()
+        has = ALL_LEVELS[: 2 + len(spec.depths)]
+        asked = (out_levels,) if isinstance(out_levels, str) else tuple(out_levels)
+        for level in asked:
+            if level not in has:
+                raise ValueError(f"out_levels names {level!r}, this net has {list(has)}: {unknown(level, has)}")
+        if not asked:
+            raise ValueError(f"out_levels is empty: name at least one of {list(has)}")
+        if not 0 <= frozen_stages <= 5:
+            raise ValueError(f"frozen_stages={frozen_stages}: give 0 (nothing), 1 (stem), 2 (stem and C2), ... 5 (all)")
+        self.spec, self.norm, self.frozen_stages = spec, norm, frozen_stages
+        self.out_levels = tuple(level for level in has if level in asked)
+        self._build(spec, norm, norm_eps, frozen_stages)
+        self._initialise()
+        for name in self.stage_names()[:frozen_stages]:
+            for module in [self.conv1, self.bn1] if name == "stem" else [getattr(self, name)]:
+                module.requires_grad_(False)
+
+    def _build(self, spec: ResNetSpec, norm: str, norm_eps: float, frozen_stages: int) -> None:
+        live = make_norm(norm, norm_eps)
+        frozen = make_norm("frozen_bn" if norm in ("bn", "sync_bn") else norm, norm_eps)
+        stem = Stem if spec.stem == "imagenet" else CifarStem
+        for name, module in stem.parts(spec.stem_width, frozen if frozen_stages >= 1 else live).items():
+            self.add_module(name, module)
+        specs = {"c1": FeatureSpec(spec.stem_width, stem.c1_stride), "stem": FeatureSpec(spec.stem_width, stem.stride)}
+        channels, stride = spec.stem_width, stem.stride
+        deepest = ALL_LEVELS.index(self.out_levels[-1])
+        self._stages: list[tuple[str, str]] = []  # (level, module name)
+        for index, stage in enumerate(spec.stages[: max(0, deepest - 1)]):
+            blocks = []
+            for block in range(stage.blocks):
+                blocks.append(
+                    spec.block(
+                        channels,
+                        stage.width,
+                        stage.stride if block == 0 else 1,
+                        stage.dilation,
+                        frozen if frozen_stages >= index + 2 else live,
+                        # C projects in every block; A and B only act where the shape changes
+                        spec.shortcut,
+                        spec.stride_on,
+                    )
+                )
+                channels = stage.width * spec.block.expansion
+            stride *= stage.stride
+            self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
+            self._stages.append((stage.level, f"layer{index + 1}"))
+            specs[stage.level] = FeatureSpec(channels, stride)
+        self.feature_specs: dict[str, FeatureSpec] = {level: specs[level] for level in self.out_levels}
+
+    def _initialise(self) -> None:
+        """He et al. (ICCV 2015), the paper's section 3.4: N(0, sqrt(2 / fan-out)), norms at one and zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif self.spec.zero_init_last_norm and isinstance(module, (BasicBlock, Bottleneck)):
+                nn.init.zeros_(cast(Tensor, module.last_norm.weight))
+
+    def stage_names(self) -> list[str]:
+        """In the order of `frozen_stages`: the stem, then the stages that are built."""
+        return ["stem", *(name for _, name in self._stages)]
+
+    def levels(self, pixels: Tensor) -> dict[str, Tensor]:
+        """pixels: (N, 3, H, W), normalised -> level -> (N, channels, ceil(H / stride), ceil(W / stride))."""
+        found: dict[str, Tensor] = {}
+        x = F.relu(conv_norm(self.conv1, self.bn1, pixels), inplace=True)
+        found["c1"] = x
+        x = found["stem"] = self.maxpool(x)
+        for level, name in self._stages:
+            x = found[level] = getattr(self, name)(x)
+        return {level: found[level] for level in self.out_levels}
+
+
+class ResNetBackbone(ResNetBody):
+    """Feature levels for a detector or segmenter; arguments as `ResNetBody`.
+
+    `feature_specs` maps every level that `forward` returns to its channels and stride.
+    """
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        return self.levels(pixels)
+
+
+def build_backbone(
+    name: str | ResNetSpec,
+    *,
+    weights: str | PathLike[str] | Mapping[str, Tensor] | None = None,
+    norm: str = "frozen_bn",
+    out_levels: Sequence[str] = ("c2", "c3", "c4", "c5"),
+    frozen_stages: int = 2,
+) -> ResNetBackbone:
+    """A backbone by name (a row of `RESNETS`) or by spec, with weights loaded strictly.
+
+    weights: a published name ("imagenet1k_v1", "imagenet1k_v2"), a `.pth` or `.safetensors` file, or a state dict.
+    Raises ValueError where norms or stages would be frozen at random values (no weights), for unknown names;
+    `WeightMismatch` where the weights do not fit; FileNotFoundError or ConnectionError where they cannot be had.
+    """
+    from .weights.load import load_weights  # here: weights.load needs this module's classes
+
+    if isinstance(name, str) and name not in RESNETS:
+        raise ValueError(f"no ResNet is called {name!r}: {unknown(name, RESNETS)}")
+    spec = RESNETS[name] if isinstance(name, str) else name
+    refuse_to_freeze_nothing(weights is not None, norm, frozen_stages)
+    backbone = ResNetBackbone(spec, norm=norm, out_levels=out_levels, frozen_stages=frozen_stages)
+    if weights is not None:
+        load_weights(backbone, weights)
+    return backbone
+
+
+def refuse_to_freeze_nothing(has_weights: bool, norm: str, frozen_stages: int) -> None:
+    """Raises ValueError where something would be frozen that nobody has trained."""
+    if has_weights or (norm != "frozen_bn" and frozen_stages == 0):
+        return
+    what = "norm='frozen_bn'" if norm == "frozen_bn" else f"frozen_stages={frozen_stages}"
+    raise ValueError(
+        f"{what} without weights would freeze initial values that nobody has trained: give weights=... "
+        "(a file or 'imagenet1k_v1'), or train from scratch with norm='bn' or 'gn' and frozen_stages=0"
+    )

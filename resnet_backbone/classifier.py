@@ -1,0 +1,28 @@
+"""ResNetClassifier: pooling and a linear layer on the same stages, for pretraining and for checking weights."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .backbone import ResNetBody
+from .specs import RESNETS, ResNetSpec
+from .suggest import unknown
+
+
+class ResNetClassifier(ResNetBody):
+    """pixels (N, 3, H, W) -> logits (N, num_classes), with torchvision's key names (`fc.weight`).
+
+    Args: name: a row of `RESNETS` or a `ResNetSpec`; num_classes; norm as for `ResNetBackbone`.
+    """
+
+    def __init__(self, name: str | ResNetSpec, *, num_classes: int = 1000, norm: str = "bn") -> None:
+        if isinstance(name, str) and name not in RESNETS:
+            raise ValueError(f"no ResNet is called {name!r}: {unknown(name, RESNETS)}")
+        spec = RESNETS[name] if isinstance(name, str) else name
+        super().__init__(spec, norm=norm, out_levels=[spec.stages[-1].level])
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(self.feature_specs[self.out_levels[-1]].channels, num_classes)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        deepest = self.levels(pixels)[self.out_levels[-1]]
+        return self.fc(self.avgpool(deepest).flatten(1))

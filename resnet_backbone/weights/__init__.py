@@ -1,0 +1,1 @@
+"""Weights: where published files lie (catalog), what their keys are called (formats), loading them whole (load)."""
