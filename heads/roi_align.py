@@ -1,0 +1,78 @@
+"""RoIAlign as two matrix products, for the small grids of a CPU run; torchvision's kernel for everything else.
+
+Glossary: R regions, C channels, H x W the grid, P bins a side. RoIAlign averages bilinear samples on a regular grid in
+each bin; sample positions and bilinear weights are products of a row and a column part, so the whole operation is
+out[c] = rows @ feature[c] @ columns^T with rows (P, H) and columns (P, W). torchvision's CPU kernel scatters gradients
+one by one on one core; matrix products use all of them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torchvision
+from torch import Tensor
+
+# where both cost the same on a CPU: the products grow with H * W, the kernel does not
+SMALL_GRID = 8192
+
+
+def roi_align(feature: Tensor, regions: Tensor, *, size: int, scale: float, samples: int, aligned: bool) -> Tensor:
+    """feature (N, C, H, W), regions (R, 5) [image, x1, y1, x2, y2] -> (R, C, size, size) in the regions' precision.
+
+    The function of `torchvision.ops.roi_align`: samples 0 takes as many as pixels under the bin; aligned shifts by
+    half a pixel.
+    """
+    feature = feature.to(regions.dtype)
+    if feature.device.type == "cpu" and feature.shape[2] * feature.shape[3] <= SMALL_GRID:
+        return separable_roi_align(feature, regions, size=size, scale=scale, samples=samples, aligned=aligned)
+    # torchvision's kernels read planes: they would copy a channels_last feature on their own
+    return torchvision.ops.roi_align(feature.contiguous(), regions, size, scale, samples, aligned=aligned)
+
+
+def separable_roi_align(
+    feature: Tensor, regions: Tensor, *, size: int, scale: float, samples: int, aligned: bool
+) -> Tensor:
+    """As `roi_align`, by matrix products; the regions carry no gradient (nor do they in torchvision's)."""
+    height, width = feature.shape[2:]
+    edges = regions[:, 1:].detach() * scale - (0.5 if aligned else 0.0)
+    extent = edges[:, 2:] - edges[:, :2]
+    if not aligned:  # the older form gives every region at least one cell
+        extent = extent.clamp(min=1)
+    rows = bin_weights(edges[:, 1], extent[:, 1], size, height, samples)
+    columns = bin_weights(edges[:, 0], extent[:, 0], size, width, samples)
+    channels = feature.shape[1]
+    image_of = regions[:, 0].long()
+    parts, order = [], []
+    with torch.autocast("cpu", enabled=False):
+        for index, plane in enumerate(feature.permute(0, 2, 3, 1)):  # (H, W, C)
+            mine = (image_of == index).nonzero().flatten()
+            across = rows[mine].flatten(0, 1) @ plane.reshape(height, width * channels)
+            parts.append(columns[mine].unsqueeze(1) @ across.reshape(len(mine), size, width, channels))
+            order.append(mine)
+    out = torch.cat(parts)
+    if bool((image_of.diff() < 0).any()):  # the regions did not come image by image
+        out = out[torch.cat(order).argsort()]
+    return out.permute(0, 3, 1, 2)
+
+
+def bin_weights(low: Tensor, extent: Tensor, bins: int, cells: int, samples: int) -> Tensor:
+    """low, extent: (R,) in cells -> (R, bins, cells): how much each cell counts in each bin of a line.
+
+    Samples outside [-1, cells] count nothing, those beyond an edge cell's centre read that cell (torchvision's kernel).
+    """
+    # not from low + extent back again: of one cell rounding may make a little more, and its ceiling two samples
+    bin_size = extent / bins
+    count = bin_size.ceil().clamp(min=0) if samples == 0 else torch.full_like(low, samples)
+    most = int(count.max()) if len(count) else 0
+    step = torch.arange(most, device=low.device, dtype=low.dtype)
+    within = (step + 0.5) / count.clamp(min=1)[:, None]  # (R, most)
+    place = torch.arange(bins, device=low.device, dtype=low.dtype)[:, None] + within[:, None]
+    position = low[:, None, None] + bin_size[:, None, None] * place  # (R, bins, most)
+    counts = (step < count[:, None])[:, None] & (position >= -1) & (position <= cells)
+    position = position.clamp(0, cells - 1)
+    first = position.floor()
+    fraction = position - first
+    share = counts / count.clamp(min=1)[:, None, None]
+    weights = position.new_zeros(len(low), bins, cells)
+    weights.scatter_add_(2, first.long(), share * (1 - fraction))
+    return weights.scatter_add_(2, (first.long() + 1).clamp(max=cells - 1), share * fraction)

@@ -1,0 +1,64 @@
+"""RegionPooler: which level a region is read from, and RoIAlign on it.
+
+Glossary: N images, R regions of one image, S = sum of R over the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from resnet_backbone import FeatureSpec
+
+from . import boxes as B
+from .conventions import Conventions
+from .roi_align import roi_align
+
+
+class RegionPooler(nn.Module):
+    """Levels and regions -> (S, C, size, size), aligned to the regions (He et al., *Mask R-CNN*, 2017).
+
+    A region of 224 px (square root of its area) is read from the level of stride 16, one of half that side from the
+    next finer level (FPN, equation 1). RoIAlign runs in the boxes' precision, never in half.
+    """
+
+    canonical_px = 224.0
+    canonical_stride = 16
+
+    def __init__(
+        self, specs: Mapping[str, FeatureSpec], levels: Sequence[str], *, size: int, conventions: Conventions
+    ) -> None:
+        super().__init__()
+        if missing := [level for level in levels if level not in specs]:
+            raise ValueError(f"regions are to be read from {missing}, the neck gives {list(specs)}: name its levels")
+        self.levels, self.size, self.conventions = tuple(levels), size, conventions
+        self.strides = [specs[level].stride for level in levels]
+
+    def forward(self, levels: Mapping[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """levels: level -> (N, C, h, w); boxes: N of (R, 4) -> (S, C, size, size), image by image."""
+        index = torch.cat([boxes_of.new_full((len(boxes_of), 1), i) for i, boxes_of in enumerate(boxes)])
+        regions = torch.cat([index, torch.cat(list(boxes))], dim=1)
+        features = [levels[level] for level in self.levels]
+        if len(features) == 1:
+            return self._align(features[0], regions, self.strides[0])
+        level_of = self.level_of(regions[:, 1:])
+        parts, order = [], []
+        for i, (feature, stride) in enumerate(zip(features, self.strides)):
+            where = (level_of == i).nonzero().flatten()
+            order.append(where)
+            parts.append(self._align(feature, regions[where], stride))
+        return torch.cat(parts)[torch.cat(order).argsort()]
+
+    def level_of(self, boxes: Tensor) -> Tensor:
+        """boxes: (S, 4) -> (S,) int64 index into the levels."""
+        finest = math.log2(self.strides[0] / self.canonical_stride)
+        # 1e-8 keeps an empty box off log(0), and is detectron2's
+        wanted = torch.log2(B.area(boxes).sqrt() / self.canonical_px + 1e-8).floor()
+        return (wanted - finest).clamp(0, len(self.levels) - 1).to(torch.int64)
+
+    def _align(self, feature: Tensor, regions: Tensor, stride: int) -> Tensor:
+        samples, aligned = self.conventions.roi_samples, self.conventions.roi_aligned
+        return roi_align(feature, regions, size=self.size, scale=1.0 / stride, samples=samples, aligned=aligned)

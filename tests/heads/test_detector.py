@@ -1,0 +1,162 @@
+"""RCNN: every batch trains every parameter, half precision keeps coordinates, what is frozen stays frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from heads import RCNN, DetectorRecipe, ImageBatch, ImageSize, RoiMasks, Targets, build_detector
+from heads import boxes as B
+from resnet_backbone import build_backbone
+
+Hashes = Callable[[Mapping[str, Tensor]], dict[str, str]]
+MakeBatch = Callable[..., ImageBatch]
+MakeTargets = Callable[..., Targets]
+LOSSES = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask"}
+OBJECTS = [[10.0, 8.0, 50.0, 40.0], [30.0, 20.0, 90.0, 60.0]]
+
+
+def precision(name: str) -> AbstractContextManager[object]:
+    return torch.autocast("cpu", dtype=torch.bfloat16) if name == "bf16" else nullcontext()
+
+
+def check_gradients(detector: RCNN, losses: dict[str, Tensor]) -> None:
+    assert set(losses) == LOSSES and all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses.values())
+    torch.stack(list(losses.values())).sum().backward()
+    for name, parameter in detector.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, f"{name} got no gradient: DistributedDataParallel would hang"
+            assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("content", ["no boxes at all", "empty masks alone", "mixed"])
+def test_every_batch_gives_every_parameter_a_finite_gradient(
+    content: str, dtype: str, small_recipe: DetectorRecipe, make_batch: MakeBatch, make_targets: MakeTargets
+) -> None:
+    targets = {
+        "no boxes at all": [make_targets([]), make_targets([])],
+        "empty masks alone": [
+            make_targets(OBJECTS, empty_bits=(64, 96)),
+            make_targets(OBJECTS[:1], empty_bits=(64, 96)),
+        ],
+        "mixed": [make_targets([]), make_targets(OBJECTS, labels=[0, 2])],
+    }[content]
+    detector = build_detector(small_recipe, num_classes=3).train()
+    with precision(dtype):
+        losses = detector(make_batch(), targets)
+    check_gradients(detector, losses)
+    for name in ("loss_rpn_loc", "loss_box_reg", "loss_mask"):
+        assert (losses[name] == 0) == (content == "no boxes at all")
+
+
+def test_a_detector_without_a_mask_head_has_no_mask_loss_and_no_masks(
+    small_recipe: DetectorRecipe, make_batch: MakeBatch, make_targets: MakeTargets
+) -> None:
+    detector = build_detector(replace(small_recipe, mask=None), num_classes=3)
+    assert set(detector(make_batch(), [make_targets(OBJECTS), make_targets([])])) == LOSSES - {"loss_mask"}
+    with torch.inference_mode():
+        assert all(found.masks is None for found in detector.eval().detect(make_batch()))
+
+
+def test_bfloat16_would_make_a_small_distant_box_empty() -> None:
+    """Why boxes never are in half precision: at 900 px bfloat16's neighbours lie 4 px apart."""
+    box = torch.tensor([[900.2, 20.3, 901.7, 21.8]])
+    assert B.area(box.bfloat16()).item() == 0 and B.area(box).item() == pytest.approx(2.25, rel=1e-3)
+
+
+def test_small_distant_boxes_train_under_bfloat16(small_recipe: DetectorRecipe, make_targets: MakeTargets) -> None:
+    """The ground truth is itself a region: encoded in bfloat16 its width would be zero, its logarithm infinite."""
+    detector = build_detector(small_recipe, num_classes=3).train()
+    batch = ImageBatch(torch.randn(2, 3, 64, 1024), (ImageSize(60, 1001), ImageSize(64, 1024)))
+    targets = [make_targets([[900.2, 20.3, 901.7, 21.8]]), make_targets([[950.1, 3.2, 951.6, 4.7], [1.0, 1, 2.5, 2.5]])]
+    with precision("bf16"):
+        losses = detector(batch, targets)
+    assert losses["loss_mask"] > 0  # it was a positive region
+    check_gradients(detector, losses)
+
+
+def test_frozen_parts_keep_every_bit_and_the_rest_learns(
+    small_recipe: DetectorRecipe,
+    imagenet_weights: Path,
+    make_batch: MakeBatch,
+    make_targets: MakeTargets,
+    hashes: Hashes,
+) -> None:
+    backbone = build_backbone("resnet18", weights=imagenet_weights / "resnet18-imagenet.pth", frozen_stages=2)
+    detector = build_detector(small_recipe, num_classes=3, backbone=backbone).train()
+    trainable = {name for name, p in detector.named_parameters() if p.requires_grad}
+    assert not any(name.startswith(("backbone.conv1", "backbone.layer1")) or ".bn" in name for name in trainable)
+    before = hashes(detector.state_dict())
+    optimiser = torch.optim.SGD(detector.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    for _ in range(2):
+        optimiser.zero_grad()
+        losses = detector(make_batch(), [make_targets(OBJECTS), make_targets(OBJECTS[:1], labels=[2])])
+        torch.stack(list(losses.values())).sum().backward()
+        optimiser.step()
+    after = hashes(detector.state_dict())
+    assert {key for key in after if after[key] != before[key]} == trainable
+
+
+def test_detections_have_masks_and_lie_inside_the_unpadded_image(
+    small_recipe: DetectorRecipe, make_batch: MakeBatch
+) -> None:
+    detector = build_detector(replace(small_recipe, norm="gn"), num_classes=3).eval()
+    sizes = (ImageSize(50, 96), ImageSize(64, 70))
+    with torch.inference_mode():
+        found = detector.detect(replace(make_batch(), sizes=sizes))
+    for detections, size in zip(found, sizes):
+        assert 0 < len(detections) <= 100 and isinstance(detections.masks, RoiMasks)
+        assert detections.masks.probabilities.shape == (len(detections), 28, 28)
+        assert detections.boxes.min() >= 0 and detections.labels.max() < 3
+        assert detections.boxes[:, 2].max() <= size.width and detections.boxes[:, 3].max() <= size.height
+
+
+def test_what_forward_returns_does_not_depend_on_the_mode(
+    small_recipe: DetectorRecipe, make_batch: MakeBatch, make_targets: MakeTargets
+) -> None:
+    recipe = replace(small_recipe, norm="gn", box=replace(small_recipe.box, samples_per_image=10**6))
+    detector = build_detector(replace(recipe, rpn=replace(recipe.rpn, samples_per_image=10**6)), num_classes=3)
+    batch, targets = make_batch(), [make_targets(OBJECTS), make_targets([])]
+    with torch.no_grad():
+        torch.testing.assert_close(detector.train()(batch, targets), detector.eval()(batch, targets))
+
+
+@pytest.mark.parametrize("label", [3, -1])
+def test_a_label_outside_the_classes_is_refused(
+    label: int, small_recipe: DetectorRecipe, make_batch: MakeBatch, make_targets: MakeTargets
+) -> None:
+    detector = build_detector(small_recipe, num_classes=3)
+    with pytest.raises(
+        ValueError, match=f"labels run from {min(label, 0)} to {max(label, 0)}, this detector knows 0..2"
+    ):
+        detector(make_batch(), [make_targets([]), make_targets(OBJECTS, labels=[0, label])])
+
+
+@pytest.mark.parametrize("box", [[5.0, 5.0, 5.0, 20.0], [20.0, 5.0, 10.0, 15.0], [float("nan"), 1.0, 5.0, 5.0]])
+def test_a_target_box_without_area_is_refused(
+    box: list[float], small_recipe: DetectorRecipe, make_batch: MakeBatch, make_targets: MakeTargets
+) -> None:
+    """Its regression target would be the logarithm of zero."""
+    targets = [make_targets([]), replace(make_targets(OBJECTS), boxes=torch.tensor([OBJECTS[0], box]))]
+    with pytest.raises(ValueError, match="a target box has no area or is not finite"):
+        build_detector(small_recipe, num_classes=3)(make_batch(), targets)
+
+
+def test_targets_without_masks_are_refused_where_masks_are_learned(
+    small_recipe: DetectorRecipe, make_batch: MakeBatch, make_targets: MakeTargets
+) -> None:
+    detector = build_detector(small_recipe, num_classes=3)
+    with pytest.raises(ValueError, match="this detector learns masks, these targets have none"):
+        detector(make_batch(), [replace(make_targets(OBJECTS), masks=None)] * 2)
+
+
+def test_one_target_an_image(small_recipe: DetectorRecipe, make_batch: MakeBatch, make_targets: MakeTargets) -> None:
+    with pytest.raises(ValueError, match="2 images came with 1 targets: one Targets an image"):
+        build_detector(small_recipe, num_classes=3)(make_batch(), [make_targets([])])

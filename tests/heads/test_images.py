@@ -1,0 +1,105 @@
+"""Reading and resizing images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from heads import ImageSize
+from heads.images import UnreadableImage, read_image, resize, resized_size
+
+
+def detectron2_size(height: int, width: int, short: int, longest: int) -> tuple[float, float]:
+    """`ResizeShortestEdge.get_output_shape`, before it rounds."""
+    scale = short / min(height, width)
+    new_height, new_width = (short, scale * width) if height < width else (scale * height, short)
+    if max(new_height, new_width) > longest:
+        scale = longest / max(new_height, new_width)
+        new_height, new_width = new_height * scale, new_width * scale
+    return new_height, new_width
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    height=st.integers(1, 5000), width=st.integers(1, 5000), rule=st.sampled_from([(800, 1333), (640, 640), (64, 128)])
+)
+def test_the_resized_size_is_detectron2s(height: int, width: int, rule: tuple[int, int]) -> None:
+    exact = detectron2_size(height, width, *rule)
+    assume(all(abs(side % 1 - 0.5) > 1e-6 for side in exact))  # at exact halves the order of operations decides
+    found = resized_size(ImageSize(height, width), short_side_px=rule[0], long_side_px=rule[1])
+    assert (found.height, found.width) == tuple(max(1, int(side + 0.5)) for side in exact)
+
+
+@settings(max_examples=100, deadline=None)
+@given(height=st.integers(1, 5000), width=st.integers(1, 5000))
+def test_the_long_side_keeps_its_cap_and_no_side_vanishes(height: int, width: int) -> None:
+    found = resized_size(ImageSize(height, width), short_side_px=800, long_side_px=1333)
+    assert max(found.height, found.width) <= 1333 and min(found.height, found.width) >= 1
+    assert min(found.height, found.width) == 800 or max(found.height, found.width) == 1333
+
+
+@pytest.mark.parametrize("size", [ImageSize(40, 50), ImageSize(150, 260), ImageSize(33, 240)])
+def test_resizing_is_bilinear_and_averages_when_it_shrinks(size: ImageSize) -> None:
+    """torch's antialiased filter is the reference; without antialiasing a shrunken image is another one."""
+    image = np.random.default_rng(0).integers(0, 256, (100, 160, 3), dtype=np.uint8)
+    found = resize(image, size)
+    assert found.shape == (size.height, size.width, 3) and found.dtype == np.uint8
+    planes = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    want = F.interpolate(planes, size=(size.height, size.width), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+    assert np.abs(found - want.numpy()).max() <= 1.01
+
+
+def test_an_image_of_the_right_size_is_left_alone() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    assert np.array_equal(resize(image, ImageSize(7, 9)), image)
+
+
+def test_a_missing_image_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableImage, match="no image at .*gone.jpg: check the folder and the file name"):
+        read_image(tmp_path / "gone.jpg")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("keep", [0.0, 0.05, 0.6])
+def test_a_truncated_image_is_named(suffix: str, keep: float, tmp_path: Path) -> None:
+    path = tmp_path / f"half.{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+    with pytest.raises(UnreadableImage, match=f"half.{suffix} cannot be read as an image .*: replace or remove it"):
+        read_image(path)
+
+
+def test_a_text_file_and_a_folder_are_no_images(tmp_path: Path) -> None:
+    (tmp_path / "page.jpg").write_text("<html>404</html>")
+    with pytest.raises(UnreadableImage, match="page.jpg cannot be read as an image"):
+        read_image(tmp_path / "page.jpg")
+    with pytest.raises(UnreadableImage, match="no image at"):
+        read_image(tmp_path)
+
+
+COLOURS = Image.fromarray(
+    np.repeat(np.array([[[255, 0, 0], [0, 255, 0], [40, 80, 160]]], np.uint8), 8, axis=0).repeat(8, axis=1)
+)
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [("L", "png"), ("L", "jpg"), ("1", "png"), ("P", "png"), ("RGBA", "png"), ("LA", "png"), ("CMYK", "jpg")],
+)
+def test_every_colour_mode_becomes_rgb(mode: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"image.{suffix}"
+    COLOURS.convert(mode).save(path)
+    found = read_image(path)
+    assert found.shape == (8, 24, 3) and found.dtype == np.uint8
+    want = np.asarray(COLOURS.convert("L").convert("RGB") if mode in ("L", "LA") else COLOURS)
+    if mode == "1":
+        assert set(np.unique(found)) <= {0, 255} and (found == found[..., :1]).all()
+    else:
+        assert np.abs(found.astype(int) - want).mean() < 6

@@ -1,0 +1,185 @@
+"""Masks: targets drawn from polygons and bitmaps, pasting as detectron2 does it, COCO's run lengths."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from pycocotools import mask as coco
+from torch import Tensor
+
+from heads import BitMasks, PolygonMasks, RoiMasks
+from heads.masks import decode_segmentation, polygons_from
+
+HEIGHT, WIDTH = 90, 120
+
+
+def blob(centre: tuple[float, float], radius: float, vertices: int = 30) -> np.ndarray:
+    """A star-like polygon (V, 2)."""
+    angle = np.linspace(0, 2 * np.pi, vertices, endpoint=False)
+    reach = radius * (0.8 + 0.2 * np.cos(3 * angle))
+    return np.stack([centre[0] + reach * np.cos(angle), centre[1] + reach * np.sin(angle)], axis=1)
+
+
+BLOBS = PolygonMasks(((blob((40.3, 45.7), 30),), (blob((80, 40), 25),), (blob((20, 20), 12), blob((95, 70), 14))))
+BOXES = torch.tensor([[9.7, 15.2, 71.1, 76.4], [54.0, 14.5, 106.2, 65.0], [7.0, 7.0, 110.0, 85.0]])
+
+
+def rasterised(masks: PolygonMasks) -> BitMasks:
+    planes = [decode_segmentation([p.reshape(-1).tolist() for p in ps], HEIGHT, WIDTH) for ps in masks.polygons]
+    return BitMasks(torch.from_numpy(np.stack(planes)))
+
+
+def mask_iou(a: Tensor, b: Tensor) -> Tensor:
+    return (a & b).flatten(1).sum(1) / (a | b).flatten(1).sum(1)
+
+
+def test_polygons_and_their_bitmaps_give_the_same_targets() -> None:
+    drawn, cropped = BLOBS.crop_to(BOXES, 28), rasterised(BLOBS).crop_to(BOXES, 28)
+    assert drawn.shape == cropped.shape == (3, 28, 28) and drawn.dtype == cropped.dtype == torch.bool
+    assert mask_iou(drawn, cropped).min() > 0.9
+
+
+@pytest.mark.parametrize("kind", ["polygons", "bits"])
+def test_a_rectangle_seen_through_a_box_is_exact(kind: str) -> None:
+    """20..60 x 30..50 through the box 0..80 x 10..70: a quarter to three quarters, and a third to two thirds."""
+    corners = np.array([[20.0, 30], [60, 30], [60, 50], [20, 50]])
+    bits = torch.zeros(1, HEIGHT, WIDTH, dtype=torch.bool)
+    bits[0, 30:50, 20:60] = True
+    masks = PolygonMasks(((corners,),)) if kind == "polygons" else BitMasks(bits)
+    want = torch.zeros(24, 24, dtype=torch.bool)
+    want[8:16, 6:18] = True
+    assert torch.equal(masks.crop_to(torch.tensor([[0.0, 10, 80, 70]]), 24)[0], want)
+
+
+@pytest.mark.parametrize("masks", [BLOBS, rasterised(BLOBS)], ids=["polygons", "bits"])
+def test_a_box_beside_the_mask_sees_nothing_and_one_within_sees_all(masks: PolygonMasks | BitMasks) -> None:
+    boxes = torch.tensor([[0.0, 0.0, 5.0, 5.0], [75.0, 35.0, 85.0, 45.0], [200.0, 200.0, 300.0, 300.0]])
+    seen = masks.crop_to(boxes, 14).flatten(1)
+    assert not seen[0].any() and seen[1].all() and not seen[2].any()
+
+
+def test_a_box_without_area_gives_a_target_and_no_division_by_zero() -> None:
+    boxes = torch.tensor([[40.0, 40.0, 40.0, 40.0]] * 3)
+    for masks in (BLOBS, rasterised(BLOBS)):
+        assert masks.crop_to(boxes, 28).shape == (3, 28, 28)
+
+
+@pytest.mark.parametrize("masks", [PolygonMasks(()), BitMasks(torch.zeros(0, 9, 9, dtype=torch.bool))])
+def test_no_instances_give_no_targets(masks: PolygonMasks | BitMasks) -> None:
+    assert masks.crop_to(torch.zeros(0, 4), 28).shape == (0, 28, 28)
+
+
+def detectron2_paste(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
+    """`_do_paste_mask`: the image's pixel centres, normalised into each box, sampled from its mask."""
+    x0, y0, x1, y1 = (side[:, None] for side in boxes.unbind(1))
+    y = (torch.arange(height).to(boxes) + 0.5 - y0) / (y1 - y0) * 2 - 1
+    x = (torch.arange(width).to(boxes) + 0.5 - x0) / (x1 - x0) * 2 - 1
+    grid = torch.stack([x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)], dim=3)
+    return F.grid_sample(masks[:, None].to(boxes), grid, align_corners=False)[:, 0]
+
+
+@pytest.mark.parametrize("side", [1, 2, 28])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_pasting_is_detectron2s_also_partly_outside_the_image(side: int, dtype: torch.dtype) -> None:
+    corner = torch.rand(40, 2, dtype=dtype) * torch.tensor([180.0, 150.0]) - 40
+    boxes = torch.cat([corner, corner + torch.rand(40, 2, dtype=dtype) * 90 + 0.3], dim=1)
+    masks = torch.rand(40, side, side)
+    want = detectron2_paste(masks, boxes, HEIGHT, WIDTH)
+    pasted = RoiMasks(masks).paste(boxes, HEIGHT, WIDTH).bits
+    # grid_sample's own float32 coordinates are good to about 1e-5 of a mask cell
+    clear = (want - 0.5).abs() > (1e-6 if dtype == torch.float64 else 1e-5)
+    assert torch.equal(pasted[clear], (want >= 0.5)[clear])
+    assert clear.float().mean() > 0.999 and pasted.flatten(1).any(1).sum() > 5
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.7])
+def test_pasting_cuts_at_its_threshold(threshold: float) -> None:
+    boxes, masks = torch.tensor([[10.0, 12.0, 70.0, 61.0]]), torch.rand(1, 28, 28)
+    want = detectron2_paste(masks, boxes, HEIGHT, WIDTH)
+    pasted = RoiMasks(masks).paste(boxes, HEIGHT, WIDTH, threshold=threshold).bits
+    clear = (want - threshold).abs() > 1e-5
+    assert torch.equal(pasted[clear], (want >= threshold)[clear])
+
+
+@pytest.mark.parametrize("box", [[-50.0, -50, -10, -10], [200.0, 10, 300, 50], [5.0, 5, 5, 40], [5.0, 5, 5, 5]])
+def test_boxes_outside_the_image_or_without_area_paste_nothing(box: list[float]) -> None:
+    pasted = RoiMasks(torch.ones(1, 28, 28)).paste(torch.tensor([box]), HEIGHT, WIDTH)
+    assert pasted.bits.shape == (1, HEIGHT, WIDTH) and not pasted.bits.any()
+
+
+def test_a_target_pasted_back_is_the_mask() -> None:
+    """crop_to and paste are each other's inverse, up to the 28 x 28 grid."""
+    back = RoiMasks(BLOBS.crop_to(BOXES, 112).float()).paste(BOXES, HEIGHT, WIDTH)
+    assert mask_iou(back.bits, rasterised(BLOBS).bits).min() > 0.95
+
+
+def test_run_lengths_are_cocos_and_json() -> None:
+    bits = rasterised(BLOBS)
+    rles = json.loads(json.dumps(bits.to_rle()))
+    assert np.array_equal(coco.decode(rles).transpose(2, 0, 1).astype(bool), bits.bits.numpy())
+    assert [rle["size"] for rle in rles] == [[HEIGHT, WIDTH]] * 3
+    assert BitMasks(torch.zeros(0, 4, 4, dtype=torch.bool)).to_rle() == []
+
+
+def test_the_three_kinds_of_segmentation_decode_to_the_same() -> None:
+    polygons = [blob((40, 45), 30).reshape(-1).tolist()]
+    drawn = decode_segmentation(polygons, HEIGHT, WIDTH)
+    (compressed,) = BitMasks(torch.from_numpy(drawn)[None]).to_rle()
+    counts = np.diff(np.flatnonzero(np.diff(np.r_[2, drawn.T.reshape(-1), 2]))).tolist()  # runs, columns first
+    counts = counts if not drawn[0, 0] else [0, *counts]
+    for segmentation in (compressed, {"size": [HEIGHT, WIDTH], "counts": counts}):
+        assert np.array_equal(decode_segmentation(segmentation, HEIGHT, WIDTH), drawn)
+    assert drawn.shape == (HEIGHT, WIDTH) and drawn.dtype == bool
+
+
+@pytest.mark.parametrize("wrong", [None, [], {}, "polygon", 3])
+def test_anything_else_is_no_segmentation(wrong: object) -> None:
+    with pytest.raises(ValueError, match="segmentation must be polygons or RLE, got"):
+        decode_segmentation(wrong, 4, 4)
+
+
+@pytest.mark.parametrize("flat", [[], [1.0, 2, 3, 4], [1.0, 2, 3, 4, 5, 6, 7]])
+def test_a_polygon_of_fewer_than_three_points_is_refused(flat: list[float]) -> None:
+    with pytest.raises(ValueError, match=f"at least three x y pairs, got {len(flat)} numbers"):
+        polygons_from([flat])
+
+
+def test_real_coco_annotations_area_and_targets(coco_mini: Path) -> None:
+    """Every polygon and crowd of coco-mini's val: the decoded area is the annotated one."""
+    content = json.loads(next((coco_mini / "annotations").glob("*val2017.json")).read_text())
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    ratios = []
+    for annotation in content["annotations"]:
+        bits = decode_segmentation(annotation["segmentation"], *sizes[annotation["image_id"]])
+        assert bits.shape == sizes[annotation["image_id"]]
+        if annotation["area"] > 400:  # smaller ones are all border
+            ratios.append(bits.sum() / annotation["area"])
+    assert len(ratios) > 500 and np.percentile(np.abs(np.array(ratios) - 1), 95) < 0.05
+
+
+@pytest.mark.parametrize(
+    "index", [slice(1, None), torch.tensor([False, True, True]), torch.tensor([1, 2])], ids=["slice", "mask", "indices"]
+)
+def test_every_kind_of_mask_takes_every_kind_of_index(index: Tensor | slice) -> None:
+    bits, probabilities = rasterised(BLOBS), RoiMasks(torch.rand(3, 28, 28))
+    assert BLOBS[index].polygons == BLOBS.polygons[1:]
+    assert torch.equal(bits[index].bits, bits.bits[1:])
+    assert torch.equal(probabilities[index].probabilities, probabilities.probabilities[1:])
+    assert len(BLOBS[index]) == len(bits[index]) == len(probabilities[index]) == 2
+
+
+def test_indices_reorder_and_repeat() -> None:
+    order = torch.tensor([2, 0, 0])
+    assert BLOBS[order].polygons == (BLOBS.polygons[2], BLOBS.polygons[0], BLOBS.polygons[0])
+
+
+def test_bitmaps_are_bool_planes() -> None:
+    with pytest.raises(ValueError, match=r"BitMasks wants \(R, H, W\) bool, got \(4, 4\) torch.bool"):
+        BitMasks(torch.zeros(4, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="got .* torch.uint8"):
+        BitMasks(torch.zeros(1, 4, 4, dtype=torch.uint8))

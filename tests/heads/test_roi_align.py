@@ -1,0 +1,70 @@
+"""RoIAlign by matrix products against torchvision's kernel: values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision.ops as tv
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from heads.roi_align import SMALL_GRID, roi_align, separable_roi_align
+
+
+def regions(count: int, images: int, reach: float) -> Tensor:
+    """In and around a grid of the given reach (in pixels), some of them far outside, some without area."""
+    corner = (torch.rand(count, 2, dtype=torch.float64) * 2 - 0.5) * reach
+    side = torch.rand(count, 2, dtype=torch.float64) * reach
+    side[:: max(1, count // 3)] = 0
+    return torch.cat([torch.randint(0, images, (count, 1)).double(), corner, corner + side], dim=1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    grid=st.tuples(st.integers(1, 14), st.integers(1, 14)),
+    size=st.sampled_from([1, 2, 7]),
+    scale=st.sampled_from([1.0, 0.25, 1 / 32]),
+    samples=st.sampled_from([0, 1, 2]),
+    aligned=st.booleans(),
+)
+def test_values_and_gradients_are_torchvisions(
+    seed: int, grid: tuple[int, int], size: int, scale: float, samples: int, aligned: bool
+) -> None:
+    torch.manual_seed(seed)
+    feature = torch.randn(2, 3, *grid, dtype=torch.float64, requires_grad=True)
+    rois = regions(9, 2, max(grid) / scale)
+    found = separable_roi_align(feature, rois, size=size, scale=scale, samples=samples, aligned=aligned)
+    want = tv.roi_align(feature, rois, size, scale, samples, aligned=aligned)
+    torch.testing.assert_close(found, want, rtol=1e-9, atol=1e-9)
+    weight = torch.randn_like(want)
+    gradients = [torch.autograd.grad((out * weight).sum(), feature)[0] for out in (found, want)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+
+
+def test_a_region_below_one_cell_takes_one_sample_wherever_it_lies() -> None:
+    """Without `aligned` it is widened to one cell: 0.1 + 1 - 0.1 is more than one, and would be two samples."""
+    feature, corner = torch.randn(1, 2, 9, 9, dtype=torch.float64), torch.linspace(0, 7, 200, dtype=torch.float64)
+    rois = torch.stack([corner * 0, corner, corner, corner + 0.5, corner + 0.25], dim=1)
+    found = separable_roi_align(feature, rois, size=1, scale=1.0, samples=0, aligned=False)
+    torch.testing.assert_close(found, tv.roi_align(feature, rois, 1, 1.0, 0, aligned=False), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("side", [8, 128])
+def test_small_and_large_grids_give_the_same_in_the_regions_precision(side: int) -> None:
+    """The two ways meet at SMALL_GRID; a half-precision feature is pooled in float32 by both, also under autocast."""
+    assert (side**2 <= SMALL_GRID) == (side == 8)
+    feature, rois = torch.randn(2, 3, side, side).bfloat16(), regions(12, 2, side * 4.0).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = roi_align(feature, rois, size=7, scale=0.25, samples=0, aligned=True)
+    assert found.dtype == torch.float32
+    want = tv.roi_align(feature.float(), rois, 7, 0.25, 0, aligned=True)
+    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
+
+
+def test_no_regions_give_no_output_and_a_gradient_of_zeros() -> None:
+    feature = torch.randn(2, 3, 5, 6, requires_grad=True)
+    found = roi_align(feature, torch.zeros(0, 5), size=7, scale=0.25, samples=0, aligned=True)
+    found.sum().backward()
+    assert found.shape == (0, 3, 7, 7) and feature.grad is not None and not feature.grad.any()

@@ -1,0 +1,163 @@
+"""The RPN against torchvision's: predictions, losses, proposals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import rpn as tv
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+
+from heads import Conventions, ImageSize, Targets
+from heads.anchors import AnchorGrid
+from heads.rpn import RPN, RPNSpec
+
+TORCHVISION = Conventions(round_anchors=True, anchor_stride="grid", rpn_smooth_l1_beta=1 / 9, min_proposal_px=1e-3)
+RATIOS, PADDED = (0.5, 1.0, 2.0), (64, 96)
+SIZES = [ImageSize(64, 96), ImageSize(50, 80)]
+EVERYTHING = RPNSpec(samples_per_image=10**6)
+
+
+def make(spec: RPNSpec = EVERYTHING, conventions: Conventions = TORCHVISION) -> RPN:
+    grid = AnchorGrid({"p2": (16,), "p3": (32,)}, RATIOS, {"p2": 4, "p3": 8}, conventions)
+    return RPN(8, grid, spec, conventions)
+
+
+def levels() -> dict[str, Tensor]:
+    return {"p2": torch.randn(2, 8, 16, 24), "p3": torch.randn(2, 8, 8, 12)}
+
+
+def torchvision_rpn(ours: RPN, spec: RPNSpec) -> tv.RegionProposalNetwork:
+    head = tv.RPNHead(8, 3)
+    for theirs, own in (
+        (head.conv[0][0], ours.conv),
+        (head.cls_logits, ours.objectness),
+        (head.bbox_pred, ours.deltas),
+    ):
+        theirs.load_state_dict(own.state_dict())
+    before = {"training": spec.keep_before_nms_train, "testing": spec.keep_before_nms_test}
+    after = {"training": spec.keep_after_nms_train, "testing": spec.keep_after_nms_test}
+    return tv.RegionProposalNetwork(
+        AnchorGenerator(((16,), (32,)), (RATIOS,) * 2),
+        head,
+        spec.positive_iou,
+        spec.negative_iou,
+        spec.samples_per_image,
+        spec.positive_fraction,
+        before,
+        after,
+        spec.nms_iou,
+    )
+
+
+def lively(rpn: RPN) -> RPN:
+    """Predictions of the size that training brings: the initial ones are next to zero."""
+    for conv in (rpn.conv, rpn.objectness, rpn.deltas):
+        nn.init.normal_(conv.weight, std=0.1)
+        nn.init.normal_(conv.get_parameter("bias"), std=0.1)
+    return rpn
+
+
+def some_targets() -> list[Targets]:
+    boxes = [torch.tensor([[5.0, 6, 30, 29], [40, 20, 60, 45], [41, 18, 70, 50]]), torch.tensor([[10.0, 10, 44, 40]])]
+    return [Targets(b, torch.zeros(len(b), dtype=torch.int64)) for b in boxes]
+
+
+def images() -> ImageList:
+    return ImageList(torch.zeros(2, 3, *PADDED), [(s.height, s.width) for s in SIZES])
+
+
+@pytest.mark.parametrize("keep", [(50, 20), (2000, 1000)])
+def test_proposals_and_their_order_are_torchvisions(keep: tuple[int, int]) -> None:
+    spec = replace(EVERYTHING, keep_before_nms_test=keep[0], keep_after_nms_test=keep[1])
+    ours = lively(make(spec))
+    theirs, features = torchvision_rpn(ours, spec).eval(), levels()
+    with torch.no_grad():
+        found, (boxes, _) = ours.propose(features, SIZES, PADDED), theirs(images(), dict(features))
+    for proposals, want in zip(found, boxes):
+        torch.testing.assert_close(proposals.boxes, want, rtol=1e-5, atol=1e-3)
+        assert proposals.scores.diff().le(0).all() and 10 < len(proposals) <= keep[1]
+
+
+def test_losses_are_torchvisions_up_to_the_divisor_when_everything_is_sampled() -> None:
+    ours = lively(make())
+    theirs, features, truth = torchvision_rpn(ours, EVERYTHING).train(), levels(), some_targets()
+    _, losses = ours(features, SIZES, PADDED, truth)
+    _, want = theirs(images(), dict(features), [{"boxes": t.boxes} for t in truth])
+    anchors = theirs.anchor_generator(images(), list(features.values()))
+    labels, _ = theirs.assign_targets_to_anchors(anchors, [{"boxes": t.boxes} for t in truth])
+    sampled = int((torch.cat(labels) >= 0).sum())
+    # torchvision divides by the number of sampled anchors, detectron2 and we by samples_per_image for every image
+    share = 2 * EVERYTHING.samples_per_image / sampled
+    torch.testing.assert_close(losses["loss_rpn_cls"] * share, want["loss_objectness"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(losses["loss_rpn_loc"] * share, want["loss_rpn_box_reg"], rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_of_the_losses_are_torchvisions() -> None:
+    ours = lively(make())
+    theirs, features, truth = torchvision_rpn(ours, EVERYTHING).train(), levels(), some_targets()
+    _, losses = ours(features, SIZES, PADDED, truth)
+    _, want = theirs(images(), dict(features), [{"boxes": t.boxes} for t in truth])
+    ratio = want["loss_objectness"].detach() / losses["loss_rpn_cls"].detach()
+    (torch.stack(list(losses.values())).sum() * ratio).backward()
+    torch.stack(list(want.values())).sum().backward()
+    for own, its in ((ours.conv, theirs.head.conv[0][0]), (ours.deltas, theirs.head.bbox_pred)):
+        torch.testing.assert_close(own.weight.grad, its.weight.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_an_image_without_objects_teaches_background_alone() -> None:
+    rpn = lively(make())
+    nothing = [Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))] * 2
+    features = levels()
+    _, losses = rpn(features, SIZES, PADDED, nothing)
+    assert losses["loss_rpn_loc"] == 0
+    logits, _ = rpn.predict(features)
+    want = nn.functional.softplus(torch.cat(logits, 1)).sum() / (2 * EVERYTHING.samples_per_image)
+    torch.testing.assert_close(losses["loss_rpn_cls"], want)
+
+
+def test_proposals_are_inside_their_image_larger_than_asked_and_carry_no_gradient() -> None:
+    rpn = lively(make(conventions=replace(TORCHVISION, min_proposal_px=9.0)))
+    proposals, _ = rpn({k: x.requires_grad_() for k, x in levels().items()}, SIZES, PADDED, some_targets())
+    for found, size in zip(proposals, SIZES):
+        assert found.boxes.min() >= 0 and not found.boxes.requires_grad and not found.scores.requires_grad
+        assert found.boxes[:, 2].max() <= size.width and found.boxes[:, 3].max() <= size.height
+        assert (found.boxes[:, 2:] - found.boxes[:, :2]).min() > 9
+
+
+def test_predictions_that_are_not_finite_propose_nothing() -> None:
+    rpn = lively(make())
+    logits, deltas = rpn.predict(levels())
+    anchors = rpn.anchors(levels(), PADDED)
+    clean = rpn.select(logits, deltas, anchors, SIZES, (2000, 1000))
+    deltas[0].data[0, :100] = float("nan")
+    logits[1].data[0, 5] = float("inf")
+    found = rpn.select(logits, deltas, anchors, SIZES, (2000, 1000))
+    assert all(p.boxes.isfinite().all() and p.scores.isfinite().all() and len(p) for p in found)
+    assert torch.equal(found[1].boxes, clean[1].boxes)  # the other image does not notice
+
+
+def test_suppression_is_within_a_level() -> None:
+    """Two equal boxes survive where they come from two levels, and one of them where from one."""
+    rpn = make(conventions=Conventions())
+    box = torch.tensor([[10.0, 10, 40, 40]])
+    none = torch.zeros(1, 2, 4)
+    same = [box.repeat(2, 1)]
+    (one,) = rpn.select([torch.tensor([[2.0, 1.0]])], [none], same, SIZES[:1], (10, 10))
+    (two,) = rpn.select(
+        [torch.tensor([[2.0]]), torch.tensor([[1.0]])], [none[:, :1]] * 2, [box, box], SIZES[:1], (10, 10)
+    )
+    assert len(one) == 1 and len(two) == 2
+
+
+def test_predictions_are_at_least_float32_in_half_precision() -> None:
+    rpn = make().bfloat16()
+    logits, deltas = rpn.predict({k: x.bfloat16() for k, x in levels().items()})
+    assert {t.dtype for t in (*logits, *deltas)} == {torch.float32}
+    assert all(
+        p.boxes.dtype == torch.float32
+        for p in rpn.propose({k: x.bfloat16() for k, x in levels().items()}, SIZES, PADDED)
+    )
