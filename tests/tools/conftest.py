@@ -1,0 +1,77 @@
+"""A data set and a detector small enough to run every command in a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from accelerate.state import AcceleratorState, GradientState
+
+from tools.config import RunConfig, load_config
+from tools.data.shapes import generate_shapes
+
+
+@pytest.fixture(scope="session")
+def tiny_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16 training and 6 validation images of the shapes data set, short side 128 px."""
+    root = tmp_path_factory.mktemp("tiny_shapes") / "shapes"
+    generate_shapes(root, train_images=16, val_images=6, side_px=128, seed=3, workers=1)
+    return root
+
+
+@pytest.fixture
+def tiny_yaml(tiny_shapes: Path, tmp_path: Path) -> Path:
+    """A configuration that trains a Mask R-CNN R18-FPN of a few channels for six steps into tmp_path/run."""
+
+    def split(name: str) -> dict[str, str]:
+        return {
+            "images": str(tiny_shapes / "images" / name),
+            "annotations": str(tiny_shapes / "annotations" / f"instances_{name}.json"),
+        }
+
+    values: dict[str, Any] = {
+        "out": str(tmp_path / "run"),
+        "model": {
+            "recipe": "mask_rcnn_r18_fpn",
+            "norm": "bn",
+            "frozen_stages": 0,
+            "pyramid_channels": 16,
+            "rpn": {
+                "anchor_sizes_px": [[12], [24], [36], [48], [64]],
+                "samples_per_image": 32,
+                "keep_before_nms_train": 50,
+                "keep_after_nms_train": 30,
+                "keep_before_nms_test": 50,
+                "keep_after_nms_test": 30,
+            },
+            "box": {"hidden": 32, "samples_per_image": 16, "max_detections": 20},
+            "mask": {"channels": 16, "convs": 1},
+        },
+        "backbone_weights": None,
+        "data": {"train": split("train"), "val": split("val"), "empty_images": "keep", "workers": 0},
+        "input": {"short_side_px": [64, 96], "long_side_px": 128, "test_short_side_px": 96},
+        "optimiser": {"lr": 0.005},
+        "schedule": {"iters": 6, "warmup_iters": 2},
+        "train": {"batch_size": 4, "device": "cpu", "checkpoint_every_iters": 1, "log_every_iters": 1},
+        "eval": {"batch_size": 2},
+    }
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture
+def tiny(tiny_yaml: Path) -> Callable[..., RunConfig]:
+    """tiny("a.b=c", ...): the tiny configuration with these overrides."""
+    return lambda *overrides: load_config(tiny_yaml, overrides)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> Iterator[None]:
+    """Accelerate keeps its device and precision for the whole process: each test starts without."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()

@@ -1,0 +1,107 @@
+"""What is trained, with what decay, at what rate: against torch's own schedulers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR
+
+from heads.build import DetectorRecipe, assemble, empty_backbone
+from tools.config import OptimiserConfig, ScheduleConfig, load_config
+from tools.engine.optim import Schedule, make_optimiser, make_schedule
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+@pytest.mark.parametrize(("norm", "frozen_stages"), [("bn", 0), ("bn", 2), ("gn", 3), ("frozen_bn", 2)])
+def test_norms_do_not_decay_and_frozen_parameters_are_absent(norm: str, frozen_stages: int, kind: str) -> None:
+    recipe = DetectorRecipe("resnet18", norm=norm, frozen_stages=frozen_stages, pyramid_channels=8)
+    model = assemble(recipe, 3, empty_backbone(recipe))
+    optimiser = make_optimiser(model, OptimiserConfig(kind=kind, weight_decay=0.125), lr=0.5)  # type: ignore[arg-type]
+    decay = {id(p): group["weight_decay"] for group in optimiser.param_groups for p in group["params"]}
+    assert len(decay) == sum(len(group["params"]) for group in optimiser.param_groups)
+    for name, parameter in model.named_parameters():
+        of_norm = isinstance(model.get_submodule(name.rpartition(".")[0]), nn.BatchNorm2d | nn.GroupNorm)
+        wanted = (0.0 if of_norm else 0.125) if parameter.requires_grad else None
+        assert decay.get(id(parameter)) == wanted, name
+    norms = sum(value == 0.0 for value in decay.values())
+    assert (norms > 0) == (norm != "frozen_bn")
+    assert "backbone.conv1.weight" in {
+        n for n, p in model.named_parameters() if (id(p) in decay) == (frozen_stages < 1)
+    }
+
+
+def test_one_step_shrinks_weights_but_not_norms() -> None:
+    """SGD without gradient: w <- w - lr * decay * w, and a norm stays."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimiser = make_optimiser(model, OptimiserConfig(weight_decay=0.5, momentum=0.0), lr=0.1)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimiser.step()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p, before[name] * (0.95 if name.startswith("0.") else 1.0))
+
+
+def test_the_1x_schedule_decays_where_the_papers_does() -> None:
+    """Linear warm-up over 1,000 steps from a thousandth, a tenth at 60,000 and at 80,000 of 90,000."""
+    config = load_config(None, ["out=x", "model=mask_rcnn_r50_fpn", "schedule.iters=90000", "optimiser.lr=0.02"])
+    schedule = make_schedule(config, steps_per_epoch=7330)
+    assert schedule.lr(0) == pytest.approx(0.02 * 0.001)
+    assert schedule.lr(500) == pytest.approx(0.02 * (0.001 + 0.999 * 0.5))
+    steps = {1000: 0.02, 59999: 0.02, 60000: 0.002, 79999: 0.002, 80000: 0.0002, 89999: 0.0002}
+    for step, lr in steps.items():
+        assert schedule.lr(step) == pytest.approx(lr, rel=1e-12), step
+
+
+def test_our_1x_configs_are_that_schedule() -> None:
+    for path in sorted((ROOT / "configs").glob("*_1x.yaml")):
+        schedule = make_schedule(load_config(path), steps_per_epoch=7330)
+        falls = [step for step in (60000, 80000) if schedule.lr(step) < schedule.lr(step - 1) * 0.2]
+        assert (schedule.total, falls) == (90000, [60000, 80000]), path.name
+
+
+@pytest.mark.parametrize("kind", ["step", "cosine"])
+def test_parity_with_torchs_schedulers(kind: str) -> None:
+    total, warmup, peak = 300, 40, 0.3
+    settings = ScheduleConfig(iters=total, kind=kind, warmup_iters=warmup, warmup_factor=0.01)  # type: ignore[arg-type]
+    schedule = Schedule(peak, total, warmup, settings)
+    optimiser = SGD([nn.Parameter(torch.zeros(1))], lr=peak)
+    decay: torch.optim.lr_scheduler.LRScheduler
+    if kind == "step":
+        decay = MultiStepLR(optimiser, [200, 267], gamma=0.1)
+    else:
+        decay = CosineAnnealingLR(optimiser, T_max=total)
+    # the warm-up multiplies what the decay gives, as torch's chainable schedulers do
+    ramp = LinearLR(optimiser, start_factor=0.01, total_iters=warmup) if kind == "step" else None
+    for step in range(total):
+        if kind == "step" or step >= warmup:
+            assert abs(schedule.lr(step) - optimiser.param_groups[0]["lr"]) < 1e-9, step
+        optimiser.step()
+        decay.step()
+        if ramp is not None:
+            ramp.step()
+
+
+def test_warm_up_is_a_straight_line_and_cosine_ends_near_nothing() -> None:
+    settings = ScheduleConfig(iters=1000, kind="step", decay_at=(), warmup_iters=100, warmup_factor=0.2)
+    schedule = Schedule(2.0, 1000, 100, settings)
+    climb = [schedule.lr(step + 1) - schedule.lr(step) for step in range(100)]
+    assert climb == pytest.approx([2.0 * 0.8 / 100] * 100)
+    assert schedule.lr(0) == pytest.approx(0.4) and schedule.lr(100) == schedule.lr(999) == 2.0
+    cosine = Schedule(2.0, 1000, 0, ScheduleConfig(iters=1000, kind="cosine", warmup_iters=0))
+    falling = [cosine.lr(step) for step in range(1000)]
+    assert falling == sorted(falling, reverse=True)
+    assert falling[0] == 2.0 and falling[500] == pytest.approx(1.0) and 0 < falling[-1] < 1e-5
+
+
+def test_a_run_shorter_than_its_warm_up_is_all_warm_up() -> None:
+    config = load_config(None, ["out=x", "model=mask_rcnn_r50_fpn", "schedule={iters: 10, decay_at: []}"])
+    schedule = make_schedule(config, steps_per_epoch=1)
+    assert (schedule.total, schedule.warmup) == (10, 10)
+    assert [schedule.lr(s) for s in range(10)] == sorted(schedule.lr(s) for s in range(10))

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+
+from tools.evaluation.classes import match_categories
+
+
+def test_names_match_whatever_their_case_and_spaces() -> None:
+    match = match_categories(
+        ["Traffic Light", "hotdog", " person "], [(1, "person"), (10, "traffic light"), (58, "hot dog")]
+    )
+    assert match.category_ids == [10, 58, 1]
+    assert match.unmatched_model == [] and match.unmatched_dataset == []
+
+
+def test_what_one_side_lacks_is_reported() -> None:
+    match = match_categories(["cat", "unicorn", "dog"], [(7, "dog"), (3, "zebra"), (5, "Cat")])
+    assert match.category_ids == [5, None, 7]
+    assert match.unmatched_model == ["unicorn"]
+    assert match.unmatched_dataset == ["zebra"]
+
+
+def test_unused_logits_may_repeat_and_are_not_reported() -> None:
+    match = match_categories(["N/A", "person", "n/a", "N/A"], [(1, "person")])
+    assert match.category_ids == [None, 1, None, None]
+    assert match.unmatched_model == []
+
+
+def test_no_match_at_all_names_both_lists() -> None:
+    with pytest.raises(ValueError, match=r"'a0'.*and 2 more.*'zebra'.*rename"):
+        match_categories([f"a{i}" for i in range(7)], [(1, "zebra")])
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset"),
+    [
+        (["cat", "Cat"], [(1, "cat")]),
+        (["cat"], [(1, "cat"), (2, "c at")]),
+    ],
+)
+def test_twin_names_are_refused(model: list[str], dataset: list[tuple[int, str]]) -> None:
+    with pytest.raises(ValueError, match="more than once"):
+        match_categories(model, dataset)

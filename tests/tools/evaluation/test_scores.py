@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from faster_coco_eval import COCO, COCOeval_faster
+from pycocotools import mask as coco_mask
+
+from tools.evaluation.scores import FIGURES, score_coco
+from tools.evaluation.truth import to_rle
+
+COCO_MINI_VAL = Path(__file__).resolve().parents[3].parent / "shared/data/coco-mini/annotations/instances_val2017.json"
+needs_coco_mini = pytest.mark.skipif(not COCO_MINI_VAL.is_file(), reason=f"{COCO_MINI_VAL} is not there")
+Results = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def coco_mini() -> dict[str, Any]:
+    truth: dict[str, Any] = json.loads(COCO_MINI_VAL.read_text())
+    return truth
+
+
+def jittered(truth: dict[str, Any], seed: int) -> Results:
+    """Every annotation up to twice: moved, resized, its mask shifted; some labels wrong, scores random."""
+    rng = np.random.default_rng(seed)
+    images = {image["id"]: image for image in truth["images"]}
+    ids = [category["id"] for category in truth["categories"]]
+    results = []
+    for annotation in truth["annotations"]:
+        for _ in range(rng.integers(0, 3)):
+            x, y, w, h = annotation["bbox"]
+            noise = rng.normal(0, 0.08, 4) * [w, h, w, h]
+            bits = coco_mask.decode(to_rle(annotation["segmentation"], images[annotation["image_id"]]))
+            shift = rng.normal(0, 0.05, 2) * [h, w]
+            moved = np.roll(bits, np.rint(shift).astype(int), axis=(0, 1))
+            rle = coco_mask.encode(np.asfortranarray(moved))
+            wrong = rng.random() < 0.1
+            results.append(
+                {
+                    "image_id": annotation["image_id"],
+                    "category_id": int(rng.choice(ids)) if wrong else annotation["category_id"],
+                    "bbox": [x + noise[0], y + noise[1], max(1, w + noise[2]), max(1, h + noise[3])],
+                    "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+                    "score": float(rng.random()),
+                }
+            )
+    return results
+
+
+def reference(truth: dict[str, Any], results: Results, kind: str, image_ids: list[int]) -> list[float]:
+    mine = copy.deepcopy(results)
+    for result in mine:
+        result.pop("bbox" if kind == "segm" else "segmentation")
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(copy.deepcopy(truth))
+        evaluation = COCOeval_faster(coco, coco.loadRes(mine), kind)
+        evaluation.params.imgIds = image_ids
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return [float(value) for value in evaluation.stats[:12]]
+
+
+def toy_truth(num_images: int = 2) -> dict[str, Any]:
+    """A 20x20 cat in the first image, in a set that also knows dogs."""
+    polygon = [[10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]]
+    cat = {"image_id": 1, "category_id": 3, "bbox": [10.0, 10.0, 20.0, 20.0], "segmentation": polygon}
+    return {
+        "images": [{"id": i + 1, "height": 200, "width": 200} for i in range(num_images)],
+        "categories": [{"id": 3, "name": "cat"}, {"id": 8, "name": "dog"}],
+        "annotations": [cat],
+    }
+
+
+def toy_result(**changes: Any) -> dict[str, Any]:
+    return {"image_id": 1, "category_id": 3, "bbox": [10.0, 10.0, 20.0, 20.0], "score": 0.5, **changes}
+
+
+def square(side: int) -> dict[str, Any]:
+    bits = np.zeros((200, 200), np.uint8, order="F")
+    bits[10 : 10 + side, 10 : 10 + side] = 1
+    rle = coco_mask.encode(bits)
+    return {"size": rle["size"], "counts": rle["counts"].decode()}
+
+
+@needs_coco_mini
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+@pytest.mark.parametrize("every", [1, 3], ids=["all images", "every third"])
+def test_figures_equal_those_of_faster_coco_eval(coco_mini: dict[str, Any], kind: str, every: int) -> None:
+    results = jittered(coco_mini, seed=7)
+    image_ids = sorted(image["id"] for image in coco_mini["images"])[::every]
+    found = score_coco(coco_mini, results, kinds=(kind,), image_ids=image_ids).kinds[kind].figures
+    wanted = dict(zip(FIGURES, reference(coco_mini, results, kind, image_ids), strict=True))
+    assert 0.05 < wanted["AP"] < 0.95  # a comparison of zeros would prove nothing
+    assert found == pytest.approx(wanted, abs=1e-9)
+
+
+@needs_coco_mini
+def test_the_ground_truth_itself_scores_full_marks_and_nothing_is_changed(coco_mini: dict[str, Any]) -> None:
+    images = {image["id"]: image for image in coco_mini["images"]}
+    results = [
+        {
+            **{field: annotation[field] for field in ("image_id", "category_id", "bbox")},
+            "segmentation": to_rle(annotation["segmentation"], images[annotation["image_id"]]),
+            "score": 1.0,
+        }
+        for annotation in coco_mini["annotations"]
+        if not annotation["iscrowd"]
+    ]
+    before = copy.deepcopy((coco_mini, results))
+    scores = score_coco(COCO_MINI_VAL, results, kinds=("bbox", "segm"))
+    assert score_coco(coco_mini, results, kinds=("bbox", "segm")) == scores
+    assert (coco_mini, results) == before
+    for kind in scores.kinds.values():
+        # pycocotools' AR1 alone is low: most images show several of a class
+        full = {name: value for name, value in kind.figures.items() if name not in ("AR1", "AR10")}
+        assert all(value is not None and value >= 0.999 for value in full.values()), full
+        assert kind.by_category["person"]["AP"] == pytest.approx(1.0)
+        people = [a for a in coco_mini["annotations"] if a["category_id"] == 1 and not a["iscrowd"]]
+        assert kind.by_category["person"]["instances"] == len(people)
+        seen = [c["AP"] for c in kind.by_category.values() if c["AP"] is not None]
+        assert kind.figures["AP"] == pytest.approx(np.mean(seen))
+
+
+def test_no_results_score_zero_and_the_undefined_is_none() -> None:
+    scores = score_coco(toy_truth(), [], kinds=("bbox", "segm"))
+    for kind in scores.kinds.values():
+        assert list(kind.figures) == list(FIGURES)
+        assert kind.figures["AP"] == kind.figures["AR100"] == kind.figures["APs"] == 0.0
+        assert kind.figures["APl"] is None
+        assert kind.by_category["cat"] == {"AP": 0.0, "AP50": 0.0, "instances": 1}
+        assert kind.by_category["dog"] == {"AP": None, "AP50": None, "instances": 0}
+
+
+def test_json_has_the_figures_beside_the_categories() -> None:
+    scores = score_coco(toy_truth(), [toy_result()]).to_json()
+    assert list(scores) == ["bbox"] and list(scores["bbox"]) == [*FIGURES, "by_category"]
+    assert json.loads(json.dumps(scores)) == scores
+    assert scores["bbox"]["AP"] == pytest.approx(1.0)
+
+
+def test_an_image_without_results_counts_as_missed() -> None:
+    truth = toy_truth()
+    truth["annotations"].append({**truth["annotations"][0], "image_id": 2})
+    assert score_coco(truth, [toy_result()]).kinds["bbox"].figures["AR100"] == pytest.approx(0.5)
+    alone = score_coco(truth, [toy_result()], image_ids=[1]).kinds["bbox"]
+    assert alone.figures["AR100"] == pytest.approx(1.0)
+    assert alone.by_category["cat"]["instances"] == 1
+
+
+def test_a_crowd_is_neither_instance_nor_mistake() -> None:
+    truth = toy_truth()
+    crowd = {"image_id": 2, "category_id": 3, "bbox": [0.0, 0.0, 90.0, 90.0], "iscrowd": 1}
+    truth["annotations"].append(crowd)
+    results = [toy_result(), toy_result(image_id=2, bbox=[20.0, 20.0, 9.0, 9.0], score=0.9)]
+    kind = score_coco(truth, results).kinds["bbox"]
+    assert kind.figures["AP"] == pytest.approx(1.0) and kind.by_category["cat"]["instances"] == 1
+
+
+def test_annotation_id_zero_counts_like_any_other() -> None:
+    truth = toy_truth()
+    truth["annotations"][0]["id"] = 0
+    assert score_coco(truth, [toy_result()]).kinds["bbox"].figures["AP"] == pytest.approx(1.0)
+
+
+def test_segm_takes_the_area_of_the_mask_not_of_the_box() -> None:
+    # A mistake with a large box and a small mask (20x20): by its box it is outside the range "small", and
+    # forgiven there; by its mask it is a small false alarm that outranks the true one.
+    mistake = toy_result(image_id=2, bbox=[10.0, 10.0, 150.0, 150.0], segmentation=square(20), score=0.9)
+    right = toy_result(segmentation=square(20), score=0.5)
+    scores = score_coco(toy_truth(), [mistake, right], kinds=("bbox", "segm")).kinds
+    assert scores["segm"].figures["APs"] == pytest.approx(0.5)
+    assert scores["bbox"].figures["APs"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (toy_result(image_id=99), r"name images \[99\].*lacks"),
+        (toy_result(category_id=4), r"name categories \[4\].*lacks"),
+        (toy_result(score=float("nan")), "result 0 is without a finite score"),
+        ({"image_id": 1, "score": 0.5}, r"result 0 is without \['category_id'\]"),
+        (toy_result(bbox=[1.0, 2.0]), r"result 0 .* has bbox \[1.0, 2.0\]"),
+    ],
+)
+def test_broken_results_are_refused(result: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        score_coco(toy_truth(), [result])
+
+
+def test_segm_needs_masks_of_the_images_size_on_both_sides() -> None:
+    with pytest.raises(ValueError, match="has no segmentation"):
+        score_coco(toy_truth(), [toy_result()], kinds=("bbox", "segm"))
+    small = {"size": [2, 2], "counts": coco_mask.encode(np.ones((2, 2), np.uint8, order="F"))["counts"]}
+    with pytest.raises(ValueError, match=r"\[2, 2\], image 1 is \[200, 200\]"):
+        score_coco(toy_truth(), [toy_result(segmentation=small)], kinds=("segm",))
+    truth = toy_truth()
+    del truth["annotations"][0]["segmentation"]
+    with pytest.raises(ValueError, match="an annotation of image 1"):
+        score_coco(truth, [], kinds=("segm",))
+
+
+def test_odd_choices_are_refused() -> None:
+    with pytest.raises(ValueError, match="kinds is"):
+        score_coco(toy_truth(), [], kinds=("keypoints",))
+    with pytest.raises(ValueError, match="kinds is"):
+        score_coco(toy_truth(), [], kinds="bbox")
+    with pytest.raises(ValueError, match="image_ids is empty"):
+        score_coco(toy_truth(), [], image_ids=[])
+    with pytest.raises(ValueError, match=r"image_ids names images \[5\]"):
+        score_coco(toy_truth(), [], image_ids=[5])
+
+
+def test_scoring_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    score_coco(toy_truth(), [toy_result()])
+    assert capsys.readouterr() == ("", "")

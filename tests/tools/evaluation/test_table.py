@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+from rich.console import Console
+
+from tools.evaluation.scores import FIGURES, CategoryScores, KindScores, Scores
+from tools.evaluation.table import percent, scores_table
+
+
+def made_up(kinds: tuple[str, ...], num_categories: int) -> Scores:
+    figures: dict[str, float | None] = {name: i / 100 for i, name in enumerate(FIGURES)}
+    figures["APl"] = None
+    by_category = {
+        f"thing {i}": CategoryScores(AP=None if i == 1 else i / 1000, AP50=0.5, instances=10 * i)
+        for i in range(num_categories)
+    }
+    return Scores({kind: KindScores(figures, by_category) for kind in kinds})
+
+
+def printed(scores: Scores, width: int) -> list[str]:
+    console = Console(width=width, force_terminal=False)
+    with console.capture() as capture:
+        console.print(scores_table(scores))
+    return capture.get().splitlines()
+
+
+@pytest.mark.parametrize(("fraction", "text"), [(None, "-"), (0.0, "0.0"), (0.3752, "37.5"), (1.0, "100.0")])
+def test_percent(fraction: float | None, text: str) -> None:
+    assert percent(fraction) == text
+
+
+@pytest.mark.parametrize("kinds", [("bbox",), ("bbox", "segm")])
+def test_every_figure_is_on_an_80_column_screen(kinds: tuple[str, ...]) -> None:
+    lines = printed(made_up(kinds, 80), width=80)
+    header = next(line.split() for line in lines if "AP50" in line)
+    assert header == list(FIGURES)
+    for kind in kinds:
+        row = next(line.split() for line in lines if line.split()[:1] == [kind])
+        assert row[1:] == [*("0.0", "1.0", "2.0", "3.0", "4.0"), "-", *(f"{i}.0" for i in range(6, 12))]
+
+
+def test_80_categories_are_listed_downwards_on_few_lines() -> None:
+    lines = printed(made_up(("bbox",), 80), width=80)
+    assert len(lines) < 40
+    row = next(line for line in lines if "thing 1 " in line)
+    # 27 to a column: things 1, 28 and 55
+    wanted = ["thing", "1", "10", "-", "thing", "28", "280", "2.8", "thing", "55", "550", "5.5"]
+    assert row.split() == wanted
+    assert sum("thing 79" in line for line in lines) == 1
+
+
+def test_both_kinds_of_every_category_are_whole_on_an_80_column_screen() -> None:
+    text = "\n".join(printed(made_up(("bbox", "segm"), 80), width=80))
+    assert "…" not in text
+    assert "790    7.9    7.9" in text
+
+
+def test_a_name_in_brackets_is_not_taken_for_markup() -> None:
+    kind = KindScores(dict.fromkeys(FIGURES, 0.0), {"[bold]": CategoryScores(AP=0.1, AP50=0.1, instances=1)})
+    assert any("[bold]" in line for line in printed(Scores({"bbox": kind}), width=100))

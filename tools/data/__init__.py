@@ -1,0 +1,1 @@
+"""Data sets: making them, reading them, and feeding them to the detectors."""

@@ -1,0 +1,103 @@
+"""What a run says: metrics.jsonl, TensorBoard, and one progress display."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+
+class RunLog:
+    """The log of one run's main process; a context manager. On resume, lines past the resumed step are cut off."""
+
+    def __init__(self, folder: Path, total: int, start: int, console: Console) -> None:
+        self.console, self.total = console, total
+        self.path = folder / "metrics.jsonl"
+        _cut(self.path, start)
+        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in __exit__)
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+        self.progress = Progress(
+            TextColumn("[bold]train"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            TextColumn("{task.fields[figures]}"),
+            console=console,
+        )
+        self.task = self.progress.add_task("train", total=total, completed=start, figures="")
+        self.live = Live(self.progress, console=console, refresh_per_second=2) if console.is_terminal else None
+
+    def __enter__(self) -> RunLog:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self.live.stop()
+        self.file.close()
+        self.board.close()
+
+    def train(self, step: int, epoch: float, values: dict[str, float], losses: dict[str, float]) -> None:
+        """values: lr, loss, grad_norm, data_s, step_s, images_per_s, memory_mib; losses: by name."""
+        self._write({"kind": "train", "step": step, "epoch": round(epoch, 4), **values} | _prefixed("losses", losses))
+        figures = (
+            f"loss {values['loss']:.3f}  lr {values['lr']:.2g}  data {values['data_s']:.2f} s  "
+            f"step {values['step_s']:.2f} s  {values['images_per_s']:.1f} images/s  {values['memory_mib']:.0f} MiB"
+        )
+        self.progress.update(self.task, completed=step, figures=figures)
+        if not self.live:  # a file or a CI log: plain lines
+            left = values["step_s"] * (self.total - step)
+            self.console.print(f"step {step}/{self.total}  epoch {epoch:.2f}  ETA {left / 60:.1f} min  {figures}")
+
+    def val(self, step: int, values: dict[str, float | None]) -> None:
+        """values: "bbox/AP50" and the like, fractions."""
+        self._write({"kind": "val", "step": step, **values})
+
+    def say(self, text: str) -> None:
+        self.console.print(text)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        for key, value in line.items():
+            if isinstance(value, (int, float)) and key not in ("step", "kind"):
+                self.board.add_scalar(f"{line['kind']}/{key}", value, line["step"])
+
+
+def memory_mib(device: torch.device) -> float:
+    """Peak memory of the process' tensors on CUDA, its resident memory elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import psutil
+
+    return float(psutil.Process().memory_info().rss) / 2**20
+
+
+def _prefixed(prefix: str, values: dict[str, float]) -> dict[str, float]:
+    return {f"{prefix}/{key}": value for key, value in values.items()}
+
+
+def _cut(path: Path, start: int) -> None:
+    """Keep whole lines up to the step that a resumed run starts from."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= start:
+                kept.append(line + "\n")
+        except (json.JSONDecodeError, KeyError):
+            continue  # a line that a killed run left unfinished
+    path.write_text("".join(kept), encoding="utf-8")

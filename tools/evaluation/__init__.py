@@ -1,0 +1,1 @@
+"""Detections to COCO results, and COCO results to scores."""

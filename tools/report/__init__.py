@@ -1,0 +1,1 @@
+"""What a person looks at: drawn detections, pages of them, loss curves and tables about the data."""

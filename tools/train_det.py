@@ -1,0 +1,264 @@
+"""Train a detector: python tools/train_det.py CONFIG [--resume | --overwrite] [--set a.b=c ...]
+
+Several GPUs: torchrun --nproc-per-node 8 tools/train_det.py CONFIG. Everything a run writes lies in its folder (`out`):
+config.yaml, data.txt, training_images.png, metrics.jsonl, tensorboard/, checkpoints/last.pt, results.json, scores.json,
+loss_curve.png, predictions.png.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from rich.console import Console, Group
+
+from heads.build import assemble, empty_backbone, fine_tune
+from heads.detector import RCNN
+from heads.files import load_detector
+from heads.masks import BitMasks, PolygonMasks
+from heads.predictor import Predictor
+from heads.structures import Targets
+from resnet_backbone import Preprocess, WeightReport, load_weights
+from resnet_backbone.backbone import refuse_to_freeze_nothing
+from tools import cli
+from tools.config import RunConfig, load_config, to_yaml
+from tools.data.augment import Augment
+from tools.data.coco import CocoData, load_coco, restrict
+from tools.data.loader import BatchPlan, TrainingImages, make_loader, read_checked
+from tools.engine.log import RunLog
+from tools.engine.optim import make_optimiser, make_schedule
+from tools.engine.train import Trainer, make_accelerator
+from tools.eval_det import kinds_of, load_val, predict_results, score, write_scores
+from tools.evaluation.table import scores_table
+from tools.predict import picture
+from tools.report.curves import write_loss_curve
+from tools.report.draw import draw_instances
+from tools.report.page import write_page
+from tools.report.summary import data_summary_table
+
+
+def main() -> int:
+    parser = cli.parser(__doc__, with_settings=True)
+    parser.add_argument("config", type=Path, help="YAML of what differs from the defaults below")
+    parser.add_argument("--resume", action="store_true", help="continue the run in `out` from its last checkpoint")
+    parser.add_argument("--overwrite", action="store_true", help="remove an earlier run in `out` first")
+    args = parser.parse_args()
+    config = load_config(args.config, args.set)
+    accelerator = make_accelerator(config)
+    if accelerator.is_main_process:
+        prepare_folder(config, resume=args.resume, overwrite=args.overwrite)
+    accelerator.wait_for_everyone()
+    train(config, accelerator, resume=args.resume)
+    accelerator.end_training()
+    return 0
+
+
+def prepare_folder(config: RunConfig, *, resume: bool, overwrite: bool) -> None:
+    """Raises FileExistsError where a run would be lost, ValueError where a resume is none."""
+    saved = config.out / "config.yaml"
+    if resume:
+        if not (config.out / "checkpoints" / "last.pt").is_file():
+            raise FileNotFoundError(f"{config.out} has no checkpoint to resume from: start it without --resume")
+        if load_config(saved).model != config.model:
+            raise ValueError(
+                f"model differs from the run in {config.out} ({saved}): resume with the same, or train elsewhere"
+            )
+    elif config.out.exists() and any(config.out.iterdir()):
+        if not overwrite:
+            raise FileExistsError(f"{config.out} already holds a run: --resume continues it, --overwrite replaces it")
+        if not saved.is_file():
+            raise FileExistsError(f"{config.out} is not empty and no run of ours: name another folder in `out`")
+        shutil.rmtree(config.out)
+    config.out.mkdir(parents=True, exist_ok=True)
+    saved.write_text(to_yaml(config), encoding="utf-8")
+
+
+def train(config: RunConfig, accelerator: Accelerator, *, resume: bool) -> RCNN:
+    """The whole run, from data to pictures; the trained detector."""
+    say = cli.CONSOLE if accelerator.is_main_process else Console(quiet=True)
+    torch.manual_seed(config.train.seed)
+    data = load_train(config)
+    if accelerator.is_main_process:
+        show_data(data, config)
+    detector = make_detector(config, data, say).to(accelerator.device)
+    if accelerator.device.type == "cuda":
+        # on a CPU channels_last images are enough: oneDNN lays weights out itself, fused optimisers want them plain
+        detector.to(memory_format=torch.channels_last)
+    per_step = config.train.batch_size // config.train.accumulate
+    images = training_images(config, data)
+    plan_of = BatchPlan(data, batch_size=per_step, seed=config.train.seed, span=(0, 0))
+    schedule = make_schedule(config, -(-plan_of.per_epoch // config.train.accumulate))
+    optimiser = make_optimiser(detector, config.optimiser, schedule.peak_lr)
+    trainer = Trainer(
+        accelerator, detector, optimiser, schedule, config, detector.preprocess, plan_of.per_epoch,
+        evaluate=lambda step: evaluate(detector, config, accelerator, say) if config.data.val else {},
+    )  # fmt: skip
+    if resume:
+        trainer.resume()
+        say.print(f"resumed {trainer.checkpoint} at step {trainer.step} of {schedule.total}")
+    plan = BatchPlan(
+        data,
+        batch_size=per_step,
+        seed=config.train.seed,
+        span=(trainer.step * config.train.accumulate, schedule.total * config.train.accumulate),
+        group_by_aspect=config.train.group_by_aspect,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+    say.print(
+        f"training on {accelerator.device}, {accelerator.num_processes} process(es), "
+        f"precision {accelerator.mixed_precision.replace('no', 'fp32')}, {schedule.total} steps of "
+        f"{config.train.batch_size} images, peak lr {schedule.peak_lr:g}"
+    )
+    loader = make_loader(images, plan, workers=config.data.workers)
+    if accelerator.is_main_process:
+        with RunLog(config.out, schedule.total, trainer.step, cli.CONSOLE) as log:
+            trainer.run(loader, log)
+        finish(detector, config)
+    else:
+        trainer.run(loader, None)
+    return detector
+
+
+def load_train(config: RunConfig) -> CocoData:
+    """The training split, restricted as the settings say."""
+    if config.data.train is None:
+        raise ValueError("there is nothing to train on: set data.train.images and data.train.annotations")
+    split = config.data.train
+    data = load_coco(
+        split.images,
+        split.annotations,
+        masks=config.model.mask is not None,
+        min_box_px=config.data.min_box_px,
+        keep_empty=config.data.empty_images == "keep",
+        skip_missing=config.data.on_bad_image == "skip",
+    )
+    return restrict(data, objects=split.objects, max_images=split.max_images)
+
+
+def training_images(config: RunConfig, data: CocoData) -> TrainingImages:
+    rules = config.input
+    augment = Augment(rules.short_side_px, rules.long_side_px, rules.flip_probability, config.model.mask is not None)
+    return TrainingImages(data, augment, seed=config.train.seed, on_bad_image=config.data.on_bad_image)
+
+
+def make_detector(config: RunConfig, data: CocoData, say: Console) -> RCNN:
+    """From scratch, around pretrained weights, or from another run; what stays at its initial value is said."""
+    backbone = empty_backbone(config.model)
+    if config.init_from is None:
+        refuse_to_freeze_nothing(config.backbone_weights is not None, config.model.norm, config.model.frozen_stages)
+        if config.backbone_weights is not None:
+            report = load_weights(backbone, config.backbone_weights)
+            say.print(f"backbone weights from {config.backbone_weights}: {report}")
+    detector = assemble(config.model, len(data.class_names), backbone)
+    detector.class_names = data.class_names
+    pixels = Preprocess()
+    if config.init_from is not None:
+        source, _ = load_detector(cli.checkpoint_of(config.init_from))
+        report = fine_tune(detector, source.state_dict())
+        pixels = source.preprocess
+        say.print(f"weights from {config.init_from}: {report}")
+        _say_remade(report, source, data, say)
+    detector.preprocess = replace(
+        pixels,
+        short_side_px=config.input.test_short_side_px,
+        long_side_px=config.input.long_side_px,
+        pad_to_multiple_px=config.input.pad_to_multiple_px,
+    )
+    return detector
+
+
+def _say_remade(report: WeightReport, source: RCNN, data: CocoData, say: Console) -> None:
+    if report.kept_initial:
+        say.print(
+            f"the class layers were re-made: the source knows {len(source.class_names)} classes, the data has "
+            f"{len(data.class_names)}; they start from their initial values"
+        )
+    elif source.class_names != data.class_names:
+        raise ValueError(
+            f"{len(data.class_names)} classes here and in the weights, with other names or another order "
+            f"({', '.join(source.class_names[:4])} ... against {', '.join(data.class_names[:4])} ...): bring the "
+            "categories into the same order"
+        )
+
+
+def show_data(data: CocoData, config: RunConfig) -> None:
+    """The summary, on the screen and in data.txt, and a page of augmented training images with their ground truth."""
+    table = data_summary_table(data.summary())
+    cli.CONSOLE.print(table)
+    with open(config.out / "data.txt", "w", encoding="utf-8") as file:
+        Console(file=file, width=100).print(Group(table))
+    images = training_images(config, data)
+    plan = BatchPlan(data, batch_size=min(12, len(images)), seed=config.train.seed, span=(0, 1))
+    tiles, captions = [], []
+    for draw in next(iter(plan)):
+        pixels, targets, image_id, _ = images[draw]
+        tiles.append(_truth_picture(pixels, targets, data.class_names))
+        captions.append(f"image {image_id}, {pixels.shape[2]}x{pixels.shape[1]}")
+    path = config.out / "training_images.png"
+    write_page(path, tiles, captions, title="augmented training images with their ground truth")
+    cli.CONSOLE.print(f"look at {path}: are the boxes where the objects are?")
+
+
+def _truth_picture(pixels: torch.Tensor, targets: Targets, names: tuple[str, ...]) -> np.ndarray:
+    height, width = pixels.shape[1:]
+    bits = targets.masks.bits if isinstance(targets.masks, BitMasks) else None
+    if isinstance(targets.masks, PolygonMasks):
+        bits = targets.masks.rasterise(height, width).bits
+    labels = [names[label] for label in targets.labels.tolist()]
+    masks = None if bits is None else bits.numpy()
+    return draw_instances(pixels.permute(1, 2, 0).numpy(), targets.boxes.numpy(), labels, masks=masks, min_side_px=320)
+
+
+def evaluate(detector: RCNN, config: RunConfig, accelerator: Accelerator, say: Console) -> dict[str, float | None]:
+    """Score with all processes; the main one writes results.json and scores.json."""
+    data = load_val(config)
+    share = (accelerator.process_index, accelerator.num_processes)
+    results = gather_object(predict_results(detector, data, config, share=share, quiet=True))
+    values: list[dict[str, float | None]] = [{}]
+    if accelerator.is_main_process:
+        scores = score(results, data, config, kinds_of(detector))
+        write_scores(config.out, results, scores)
+        say.print(scores_table(scores))
+        values = [
+            {f"{kind}/{name}": kinds.figures[name] for kind, kinds in scores.kinds.items() for name in ("AP", "AP50")}
+        ]
+    broadcast_object_list(values)
+    return values[0]
+
+
+def finish(detector: RCNN, config: RunConfig) -> None:
+    """The loss curve, a page of predictions, and where to look."""
+    write_loss_curve(config.out / "metrics.jsonl", config.out / "loss_curve.png")
+    written = ["loss_curve.png"]
+    if config.data.val is not None:
+        data = load_val(config)
+        step = max(1, len(data.records) // 12)
+        predictor = Predictor(detector)
+        tiles, captions = [], []
+        for record in data.records[::step][:12]:
+            image = read_checked(record)
+            found = predictor([image])[0]
+            tiles.append(picture(image, found, detector.class_names, min_score=0.5, min_side_px=320))
+            captions.append(f"image {record.image_id}, {len(record.boxes)} objects")
+        write_page(config.out / "predictions.png", tiles, captions, title="predictions of score 0.5 and more")
+        written += ["predictions.png", "scores.json", "results.json"]
+    cli.CONSOLE.print(
+        f"\ndone. Look at {config.out}/: {', '.join(written)}, training_images.png, metrics.jsonl\n"
+        f"next:  python tools/predict.py {config.out} IMAGE... --out {config.out}/seen\n"
+        f"       python tools/eval_det.py {config.out}\n"
+        f"       tensorboard --logdir {config.out}/tensorboard"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)
