@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .conventions import Conventions
+from .structures import ImageSize
 
 
 class AnchorGrid(nn.Module):
@@ -47,6 +48,22 @@ class AnchorGrid(nn.Module):
         """levels: level -> (N, C, h, w); padded: height and width of `pixels` -> L of (h * w * A, 4), float32 or
         double."""
         return [self._grid(level, levels[level].shape[-2:], padded) for level in self.levels]
+
+    def within(self, levels: Mapping[str, Tensor], sizes: Sequence[ImageSize]) -> list[Tensor]:
+        """N of (T,) bool: anchors whose cell lies in the image, its sides rounded up to `own_padding_px`: what padding
+        the image would have if it were alone (mmdetection's `valid_flags`)."""
+        multiple, found = self.conventions.own_padding_px, []
+        for size in sizes:
+            height, width = (-(-side // multiple) * multiple for side in (size.height, size.width))
+            flags = []
+            for level in self.levels:
+                rows, columns = levels[level].shape[-2:]
+                stride, device = self.strides[level], levels[level].device
+                y = torch.arange(rows, device=device) * stride < height
+                x = torch.arange(columns, device=device) * stride < width
+                flags.append((y[:, None] & x)[..., None].expand(-1, -1, self.per_cell).flatten())
+            found.append(torch.cat(flags))
+        return found
 
     def _grid(self, level: str, grid: torch.Size, padded: tuple[int, int]) -> Tensor:
         cells: Tensor = getattr(self, level)

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
+from resnet_backbone.norm import conv_layer, initialise_convs
+
 from . import boxes as B
 from .conventions import Conventions
 from .matching import match, mean_over_processes, sample
-from .settings import require_fraction, require_positive
+from .settings import require_fraction, require_norm, require_not_negative, require_positive
 from .structures import Detections, ImageSize, Proposals, Targets
 
 WEIGHTS: B.BoxWeights = (10.0, 10.0, 5.0, 5.0)
@@ -24,20 +28,32 @@ WEIGHTS: B.BoxWeights = (10.0, 10.0, 5.0, 5.0)
 
 @dataclass(frozen=True)
 class BoxHeadSpec:
-    """Settings of the box head; the default is detectron2's R50-FPN recipe."""
+    """Settings of the box head; the default is detectron2's R50-FPN recipe: no convolutions, two hidden layers.
+
+    convs: 3x3 convolutions of `conv_channels` before the hidden layers, with `norm` behind each ("none": biases).
+    hidden_layers 0: the mean over the region instead (C4). keep_best, with `Conventions.best_anchor_switches`: the best
+    region of a truth answers for it, even where it overlaps another truth more (mmdetection's Mask R-CNN).
+    """
 
     pool_size: int = 7
+    convs: int = 0
+    conv_channels: int = 256
+    norm: str = "none"
+    hidden_layers: int = 2
     hidden: int = 1024
     samples_per_image: int = 512
     positive_fraction: float = 0.25
     positive_iou: float = 0.5
+    keep_best: bool = False
     min_score: float = 0.05
     nms_iou: float = 0.5
     max_detections: int = 100
 
     def __post_init__(self) -> None:
-        require_positive(self, "pool_size", "hidden", "samples_per_image", "max_detections")
+        require_positive(self, "pool_size", "conv_channels", "hidden", "samples_per_image", "max_detections")
         require_fraction(self, "positive_fraction", "positive_iou", "min_score", "nms_iou")
+        require_not_negative(self, "convs", "hidden_layers")
+        require_norm(self, "norm")
 
 
 @dataclass(frozen=True)
@@ -55,20 +71,28 @@ class BoxHead(nn.Module):
     def __init__(self, channels: int, num_classes: int, spec: BoxHeadSpec, conventions: Conventions) -> None:
         super().__init__()
         self.spec, self.num_classes, self.conventions = spec, num_classes, conventions
-        self.fc1 = nn.Linear(channels * spec.pool_size**2, spec.hidden)
-        self.fc2 = nn.Linear(spec.hidden, spec.hidden)
-        self.logits = nn.Linear(spec.hidden, num_classes + 1)
-        self.deltas = nn.Linear(spec.hidden, num_classes * 4)
-        for layer in (self.fc1, self.fc2):
-            nn.init.kaiming_uniform_(layer.weight, a=1)
+        widths = [channels, *[spec.conv_channels] * spec.convs]
+        self.convs = nn.ModuleList(conv_layer(a, b, 3, spec.norm) for a, b in pairwise(widths))
+        width = widths[-1] * (spec.pool_size**2 if spec.hidden_layers else 1)
+        widths = [width, *[spec.hidden] * spec.hidden_layers]
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.logits = nn.Linear(widths[-1], num_classes + 1)
+        self.deltas = nn.Linear(widths[-1], num_classes * 4)
+        initialise_convs(self.convs)
+        for layer in self.hidden:
+            nn.init.kaiming_uniform_(cast(nn.Linear, layer).weight, a=1)
         nn.init.normal_(self.logits.weight, std=0.01)
         nn.init.normal_(self.deltas.weight, std=0.001)
-        for layer in (self.fc1, self.fc2, self.logits, self.deltas):
-            nn.init.zeros_(layer.bias)
+        for layer in (*self.hidden, self.logits, self.deltas):
+            nn.init.zeros_(cast(nn.Linear, layer).bias)
 
     def forward(self, regions: Tensor) -> tuple[Tensor, Tensor]:
-        x = F.relu(self.fc1(regions.flatten(1)), inplace=True)
-        x = F.relu(self.fc2(x), inplace=True)
+        x = regions
+        for conv in self.convs:
+            x = F.relu(conv(x), inplace=True)
+        x = x.flatten(1) if len(self.hidden) else x.mean(dim=(2, 3))
+        for layer in self.hidden:
+            x = F.relu(layer(x), inplace=True)
         return B.promote(self.logits(x)), B.promote(self.deltas(x))
 
     @torch.no_grad()
@@ -78,7 +102,11 @@ class BoxHead(nn.Module):
         for proposal, truth in zip(proposals, targets):
             boxes = torch.cat([proposal.boxes, truth.boxes.to(proposal.boxes.dtype)])
             threshold = self.spec.positive_iou
-            matched, roles = match(B.iou(truth.boxes, boxes), low=threshold, high=threshold, keep_best=False)
+            best = threshold if self.spec.keep_best else None
+            switches = self.conventions.best_anchor_switches
+            matched, roles = match(
+                B.iou(truth.boxes, boxes), low=threshold, high=threshold, best_from=best, best_switches=switches
+            )
             positive, negative = sample(roles, self.spec.samples_per_image, self.spec.positive_fraction)
             chosen = torch.cat([positive, negative])
             labels = torch.full_like(chosen, self.num_classes)
@@ -121,8 +149,12 @@ class BoxHead(nn.Module):
         finite = scores.isfinite().all(1) & deltas.isfinite().all(2).all(1)
         # only what passes the threshold is decoded: a few hundred boxes instead of R * K
         region, label = ((scores > self.spec.min_score) & finite[:, None]).nonzero().unbind(1)
-        found = B.clip(B.decode(deltas[region, label], boxes[region], WEIGHTS), size)
+        bound = self.conventions.bound_shrinking
+        found = B.clip(B.decode(deltas[region, label], boxes[region], WEIGHTS, bound_shrinking=bound), size)
         score = scores[region, label]
+        if self.conventions.min_detection_px:
+            large = B.larger_than(found, self.conventions.min_detection_px)
+            found, score, label = found[large], score[large], label[large]
         kept = batched_nms(found, score, label, self.spec.nms_iou)[: self.spec.max_detections]
         return Detections(found[kept], score[kept], label[kept])
 

@@ -64,15 +64,17 @@ def encode(boxes: Tensor, anchors: Tensor, weights: BoxWeights) -> Tensor:
     return torch.cat([(box_xy - anchor_xy) / anchor_wh, torch.log(box_wh / anchor_wh)], dim=1) * scale
 
 
-def decode(deltas: Tensor, anchors: Tensor, weights: BoxWeights) -> Tensor:
-    """deltas: (R, 4), anchors: (R, 4) -> boxes (R, 4); the inverse of `encode`, log sizes capped at `MAX_LOG_RATIO`."""
+def decode(deltas: Tensor, anchors: Tensor, weights: BoxWeights, *, bound_shrinking: bool = False) -> Tensor:
+    """deltas: (R, 4), anchors: (R, 4) -> boxes (R, 4); the inverse of `encode`, log sizes capped at `MAX_LOG_RATIO`
+    and, with bound_shrinking, at its negative (mmdetection's `delta2bbox`)."""
     deltas, anchors = promote(deltas), promote(anchors)
     deltas = deltas.to(anchors.dtype) if anchors.dtype == torch.float64 else deltas
     wh = anchors[:, 2:] - anchors[:, :2]
     xy = anchors[:, :2] + 0.5 * wh
     deltas = deltas / deltas.new_tensor(weights)
     centre = deltas[:, :2] * wh + xy
-    half = 0.5 * torch.exp(deltas[:, 2:].clamp(max=MAX_LOG_RATIO)) * wh
+    lowest = -MAX_LOG_RATIO if bound_shrinking else None
+    half = 0.5 * torch.exp(deltas[:, 2:].clamp(min=lowest, max=MAX_LOG_RATIO)) * wh
     return torch.cat([centre - half, centre + half], dim=1)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
-from resnet_backbone import RESNETS, FeatureSpec, Preprocess, ResNetBackbone, WeightReport, load_weights
+from resnet_backbone import RESNETS, FeatureSpec, Preprocess, ResNetBackbone, ResNetSpec, WeightReport, load_weights
 from resnet_backbone.backbone import refuse_to_freeze_nothing
 from resnet_backbone.norm import NORMS
 from resnet_backbone.suggest import unknown
@@ -17,13 +17,13 @@ from resnet_backbone.weights.load import read_content
 
 from .anchors import AnchorGrid
 from .box_head import BoxHead, BoxHeadSpec
-from .conventions import Conventions
+from .conventions import CONVENTIONS, Conventions
 from .detector import RCNN
 from .fpn import FeaturePyramid
 from .mask_head import MaskHead, MaskHeadSpec
 from .roi_pool import RegionPooler
 from .rpn import RPN, RPNSpec
-from .settings import require_positive
+from .settings import require_norm, require_positive
 
 # what depends on the number of classes: re-made where a detector is fine-tuned on another list
 CLASS_LAYERS = ("box_head.logits.*", "box_head.deltas.*", "mask_head.logits.*")
@@ -31,12 +31,20 @@ CLASS_LAYERS = ("box_head.logits.*", "box_head.deltas.*", "mask_head.logits.*")
 
 @dataclass(frozen=True)
 class DetectorRecipe:
-    """A detector's architecture and settings. backbone: a row of `RESNETS`; mask: None for boxes only."""
+    """A detector's architecture and settings. backbone: a row of `RESNETS`, with the stride of its bottlenecks on the
+    3x3 (torchvision) or the first 1x1 (the paper, detectron2's MSRA weights); mask: None for boxes only.
+
+    neck: "fpn" (P2..P6); "c4" (Faster R-CNN's own: everything is read from C4, and C5 runs on the pooled regions); or
+    "dc5" (everything is read from a C5 dilated to C4's stride).
+    """
 
     backbone: str = "resnet50"
+    stride_on: Literal["3x3", "1x1"] = "3x3"
     norm: str = "frozen_bn"
     frozen_stages: int = 2
+    neck: Literal["fpn", "c4", "dc5"] = "fpn"
     pyramid_channels: int = 256
+    pyramid_norm: str = "none"
     rpn: RPNSpec = field(default_factory=RPNSpec)
     box: BoxHeadSpec = field(default_factory=BoxHeadSpec)
     mask: MaskHeadSpec | None = None
@@ -54,17 +62,70 @@ class DetectorRecipe:
                 f"frozen_stages={self.frozen_stages}: give 0 (nothing), 1 (stem), ... 5 (the whole backbone)"
             )
         require_positive(self, "pyramid_channels")
-        if len(self.rpn.anchor_sizes_px) != 5:
+        require_norm(self, "pyramid_norm")
+        if self.neck not in NECKS:
+            raise ValueError(f"neck={self.neck!r} is unknown: {unknown(self.neck, NECKS)}")
+        self.spec  # noqa: B018  a stride that the blocks cannot carry is refused here
+        count, wanted = len(self.rpn.anchor_sizes_px), 5 if self.neck == "fpn" else 1
+        if count != wanted:
+            levels = "the pyramid has five (P2..P6)" if self.neck == "fpn" else f"a {self.neck} detector has one"
+            raise ValueError(f"rpn.anchor_sizes_px has {count} levels, {levels}: one tuple a level")
+        if self.neck == "c4" and (self.box.convs or self.box.hidden_layers):
             raise ValueError(
-                f"rpn.anchor_sizes_px has {len(self.rpn.anchor_sizes_px)} levels, the pyramid five (P2..P6): "
-                "one tuple a level"
+                f"a c4 detector's C5 takes the place of box.convs={self.box.convs} and "
+                f"box.hidden_layers={self.box.hidden_layers}: set both to 0"
+            )
+        if self.neck == "c4" and self.mask is not None and self.mask.pool_size != self.box.pool_size:
+            raise ValueError(
+                f"a c4 detector's heads share their regions: mask.pool_size={self.mask.pool_size} must be "
+                f"box.pool_size={self.box.pool_size}"
             )
 
+    @property
+    def spec(self) -> ResNetSpec:
+        """The backbone's architecture."""
+        row = RESNETS[self.backbone]
+        return replace(row, stride_on=self.stride_on, c5_dilation=2 if self.neck == "dc5" else 1)
+
+
+NECKS = ("fpn", "c4", "dc5")
+_ONE_LEVEL = ((32.0, 64.0, 128.0, 256.0, 512.0),)
+# detectron2's COCO-Detection and COCO-InstanceSegmentation configurations
+_RPNS = {
+    "fpn": RPNSpec(),
+    "c4": RPNSpec(_ONE_LEVEL, keep_before_nms_train=12000, keep_after_nms_train=2000, keep_before_nms_test=6000),
+}
+_RPNS["dc5"] = _RPNS["c4"]
+_BOXES = {"fpn": BoxHeadSpec(), "c4": BoxHeadSpec(pool_size=14, hidden_layers=0), "dc5": BoxHeadSpec()}
+_MASKS = {"fpn": MaskHeadSpec(), "c4": MaskHeadSpec(convs=0), "dc5": MaskHeadSpec()}
 
 DETECTORS: dict[str, DetectorRecipe] = {
-    f"{kind}_rcnn_r{depth}_fpn": DetectorRecipe(f"resnet{depth}", mask=MaskHeadSpec() if kind == "mask" else None)
+    f"{kind}_rcnn_r{depth}_{neck}": DetectorRecipe(
+        f"resnet{depth}",
+        neck=neck,  # type: ignore[arg-type]
+        rpn=_RPNS[neck],
+        box=_BOXES[neck],
+        mask=_MASKS[neck] if kind == "mask" else None,
+    )
+    for neck, depths in (("fpn", (18, 34, 50, 101, 152)), ("c4", (50, 101)), ("dc5", (50, 101)))
     for kind in ("faster", "mask")
-    for depth in (18, 34, 50, 101, 152)
+    for depth in depths
+}
+
+# torchvision's own builders: its names, settings and conventions
+_TORCHVISION_V1 = DetectorRecipe(rpn=RPNSpec(keep_after_nms_train=2000), conventions=CONVENTIONS["torchvision"])
+_TORCHVISION_V2 = replace(
+    _TORCHVISION_V1,
+    norm="bn",
+    pyramid_norm="bn",
+    rpn=replace(_TORCHVISION_V1.rpn, convs=2),
+    box=BoxHeadSpec(convs=4, norm="bn", hidden_layers=1),
+)
+DETECTORS |= {
+    "fasterrcnn_resnet50_fpn": _TORCHVISION_V1,
+    "maskrcnn_resnet50_fpn": replace(_TORCHVISION_V1, mask=MaskHeadSpec()),
+    "fasterrcnn_resnet50_fpn_v2": _TORCHVISION_V2,
+    "maskrcnn_resnet50_fpn_v2": replace(_TORCHVISION_V2, mask=MaskHeadSpec(norm="bn")),
 }
 
 
@@ -107,33 +168,66 @@ def adopt(detector: RCNN, meta: Mapping[str, Any]) -> None:
 
 def empty_backbone(recipe: DetectorRecipe) -> ResNetBackbone:
     """The recipe's backbone at its initial values, for weights that are loaded later."""
-    spec = RESNETS[recipe.backbone]
-    eps = recipe.conventions.norm_eps
-    return ResNetBackbone(spec, norm=recipe.norm, norm_eps=eps, frozen_stages=recipe.frozen_stages)
+    levels = {"fpn": ("c2", "c3", "c4", "c5"), "c4": ("c4", "c5"), "dc5": ("c5",)}[recipe.neck]
+    return ResNetBackbone(
+        recipe.spec,
+        norm=recipe.norm,
+        norm_eps=recipe.conventions.norm_eps,
+        out_levels=levels,
+        frozen_stages=recipe.frozen_stages,
+    )
 
 
 def assemble(recipe: DetectorRecipe, num_classes: int, backbone: nn.Module) -> RCNN:
-    """The recipe's parts around a backbone. Raises ValueError for num_classes below one, or missing levels."""
+    """The recipe's parts around a backbone; a c4 recipe takes the backbone's last stage out of it.
+
+    Raises ValueError for num_classes below one, or missing levels.
+    """
     if num_classes < 1:
         raise ValueError(f"num_classes={num_classes}: a detector needs at least one class (the background is its own)")
-    neck = FeaturePyramid(cast("Mapping[str, FeatureSpec]", backbone.feature_specs), channels=recipe.pyramid_channels)
-    specs, conventions = neck.feature_specs, recipe.conventions
-    strides = {level: spec.stride for level, spec in specs.items()}
+    conventions = recipe.conventions
+    stage, channels = None, recipe.pyramid_channels
+    if recipe.neck == "c4":
+        stage, after = _take_c5(backbone)
+        channels = after.channels
+    given = cast("Mapping[str, FeatureSpec]", backbone.feature_specs)
+    neck: nn.Module = nn.Identity()
+    if recipe.neck == "fpn":
+        neck = pyramid = FeaturePyramid(given, channels=recipe.pyramid_channels, norm=recipe.pyramid_norm)
+        specs, pooled = pyramid.feature_specs, list(pyramid.feature_specs)[:-1]  # P6 only proposes
+    else:
+        level = "c4" if recipe.neck == "c4" else "c5"
+        if level not in given:
+            raise ValueError(f"a {recipe.neck} detector reads {level.upper()}, the backbone gives {list(given)}")
+        specs, pooled = {level: given[level]}, [level]
+        channels = channels if stage is not None else given[level].channels
     sizes = dict(zip(specs, recipe.rpn.anchor_sizes_px))
+    strides = {level: spec.stride for level, spec in specs.items()}
     anchors = AnchorGrid(sizes, recipe.rpn.anchor_ratios, strides, conventions)
-    pooled = list(specs)[:-1]  # P6 only proposes
+
+    def regions(size: int) -> RegionPooler:
+        return RegionPooler(specs, pooled, size=size, conventions=conventions, stage=stage)
+
+    box_regions = regions(recipe.box.pool_size)
     instance_heads = {}
     if recipe.mask is not None:
-        pooler = RegionPooler(specs, pooled, size=recipe.mask.pool_size, conventions=conventions)
-        instance_heads["mask"] = (pooler, MaskHead(recipe.pyramid_channels, num_classes, recipe.mask))
+        mask_regions = box_regions if stage is not None else regions(recipe.mask.pool_size)
+        instance_heads["mask"] = (mask_regions, MaskHead(channels, num_classes, recipe.mask, conventions))
     return RCNN(
         backbone,
         neck,
-        RPN(recipe.pyramid_channels, anchors, recipe.rpn, conventions),
-        RegionPooler(specs, pooled, size=recipe.box.pool_size, conventions=conventions),
-        BoxHead(recipe.pyramid_channels, num_classes, recipe.box, conventions),
+        RPN(next(iter(specs.values())).channels, anchors, recipe.rpn, conventions),
+        box_regions,
+        BoxHead(channels, num_classes, recipe.box, conventions),
         instance_heads,
     )
+
+
+def _take_c5(backbone: nn.Module) -> tuple[nn.Module, FeatureSpec]:
+    if not isinstance(backbone, ResNetBackbone) or not {"c4", "c5"} <= set(backbone.out_levels):
+        given = list(cast("Mapping[str, FeatureSpec]", backbone.feature_specs))
+        raise ValueError(f"a c4 detector takes C5 out of a ResNetBackbone of levels c4 and c5; this one gives {given}")
+    return backbone.take_last_stage()
 
 
 def fine_tune(detector: RCNN, source: str | PathLike[str] | Mapping[str, Tensor]) -> WeightReport:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from resnet_backbone import Preprocess
@@ -41,7 +42,8 @@ class RCNN(nn.Module):
         self.box_regions, self.box_head = box_regions, box_head
         self._instances = tuple(instance_heads)
         for name, (regions_of, head) in instance_heads.items():
-            self.add_module(f"{name}_regions", regions_of)
+            if regions_of is not box_regions:  # a C4 detector's heads share theirs
+                self.add_module(f"{name}_regions", regions_of)
             self.add_module(f"{name}_head", head)
         self.preprocess = Preprocess()
         self.class_names: tuple[str, ...] = tuple(f"class {i}" for i in range(box_head.num_classes))
@@ -49,7 +51,7 @@ class RCNN(nn.Module):
     @property
     def instance_heads(self) -> Iterator[tuple[RegionPooler, MaskHead]]:
         for name in self._instances:
-            yield getattr(self, f"{name}_regions"), getattr(self, f"{name}_head")
+            yield getattr(self, f"{name}_regions", self.box_regions), getattr(self, f"{name}_head")
 
     def forward(self, batch: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """The losses of a batch, the same names every time: loss_rpn_cls, loss_rpn_loc, loss_cls, loss_box_reg and,
@@ -61,11 +63,16 @@ class RCNN(nn.Module):
         levels = self.neck(self.backbone(batch.pixels))
         proposals, losses = self.rpn(levels, batch.sizes, _padded(batch), targets)
         assigned = self.box_head.assign(proposals, targets)
-        logits, deltas = self.box_head(self.box_regions(levels, [a.boxes for a in assigned]))
+        regions = self.box_regions(levels, [a.boxes for a in assigned])
+        logits, deltas = self.box_head(regions)
         losses |= self.box_head.losses(logits, deltas, assigned, targets)
         positives = self.box_head.positives(assigned)
         for regions_of, head in self.instance_heads:
-            losses |= head.losses(head(regions_of(levels, [p.boxes for p in positives])), positives, targets)
+            if regions_of is self.box_regions:
+                own = regions[torch.cat([a.labels for a in assigned]) < self.box_head.num_classes]
+            else:
+                own = regions_of(levels, [p.boxes for p in positives])
+            losses |= head.losses(head(own), positives, targets)
         return losses
 
     def detect(self, batch: ImageBatch) -> list[Detections]:

@@ -8,18 +8,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resnet_backbone import FeatureSpec
+from resnet_backbone.norm import conv_layer
 
 
 class FeaturePyramid(nn.Module):
     """Lateral 1x1 convolutions, a nearest-neighbour top-down path, 3x3 output convolutions, and P6 as every second
     pixel of P5 (max pooling of 1x1, stride 2: detectron2's `LastLevelMaxPool`).
 
-    Args: specs: the backbone's `feature_specs`; levels: which of them, fine to coarse; channels of every P level.
+    Args: specs: the backbone's `feature_specs`; levels: which of them, fine to coarse; channels of every P level;
+    norm behind every convolution, "none" for biases instead.
     `feature_specs` gives the levels it returns, "p2" ... "p6". Raises ValueError for levels the backbone lacks.
     """
 
     def __init__(
-        self, specs: Mapping[str, FeatureSpec], *, levels: Sequence[str] = ("c2", "c3", "c4", "c5"), channels: int = 256
+        self,
+        specs: Mapping[str, FeatureSpec],
+        *,
+        levels: Sequence[str] = ("c2", "c3", "c4", "c5"),
+        channels: int = 256,
+        norm: str = "none",
     ) -> None:
         super().__init__()
         for level in levels:
@@ -29,12 +36,13 @@ class FeaturePyramid(nn.Module):
                     f'add "{level}" to out_levels'
                 )
         self.levels = tuple(levels)
-        self.lateral = nn.ModuleDict({level: nn.Conv2d(specs[level].channels, channels, 1) for level in levels})
-        self.output = nn.ModuleDict({level: nn.Conv2d(channels, channels, 3, padding=1) for level in levels})
-        for conv in [*self.lateral.values(), *self.output.values()]:
-            assert isinstance(conv, nn.Conv2d) and conv.bias is not None
-            nn.init.kaiming_uniform_(conv.weight, a=1)
-            nn.init.zeros_(conv.bias)
+        self.lateral = nn.ModuleDict({level: conv_layer(specs[level].channels, channels, 1, norm) for level in levels})
+        self.output = nn.ModuleDict({level: conv_layer(channels, channels, 3, norm) for level in levels})
+        for conv in self.modules():
+            if isinstance(conv, nn.Conv2d):
+                nn.init.kaiming_uniform_(conv.weight, a=1)
+                if conv.bias is not None:
+                    nn.init.zeros_(conv.bias)
         self.feature_specs = {_p(level): FeatureSpec(channels, specs[level].stride) for level in levels}
         coarsest = self.levels[-1]
         self.extra = f"p{int(coarsest[1:]) + 1}"

@@ -13,11 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resnet_backbone.norm import conv_layer, initialise_convs
+
 from . import boxes as B
 from .box_head import Assigned
+from .conventions import Conventions
 from .masks import RoiMasks
 from .matching import mean_over_processes
-from .settings import require_positive
+from .settings import require_norm, require_not_negative, require_positive
 from .structures import Detections, Targets
 
 CPU_BATCH = 16  # regions; on a CPU, their number is rounded up to a multiple
@@ -25,35 +28,41 @@ CPU_BATCH = 16  # regions; on a CPU, their number is rounded up to a multiple
 
 @dataclass(frozen=True)
 class MaskHeadSpec:
-    """Settings of the mask head; the default is detectron2's R50-FPN recipe."""
+    """Settings of the mask head; the default is detectron2's R50-FPN recipe. norm: behind each convolution of `convs`
+    ("none": biases)."""
 
     pool_size: int = 14
     convs: int = 4
     channels: int = 256
+    norm: str = "none"
 
     def __post_init__(self) -> None:
-        require_positive(self, "pool_size", "convs", "channels")
+        require_positive(self, "pool_size", "channels")
+        require_not_negative(self, "convs")
+        require_norm(self, "norm")
 
 
 class MaskHead(nn.Module):
     """Region features (S, C, P, P) -> mask logits (S, K, 2P, 2P)."""
 
-    def __init__(self, channels: int, num_classes: int, spec: MaskHeadSpec) -> None:
+    def __init__(self, channels: int, num_classes: int, spec: MaskHeadSpec, conventions: Conventions) -> None:
         super().__init__()
+        self.conventions = conventions
         widths = [channels, *[spec.channels] * spec.convs]
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
+        self.convs = nn.ModuleList(conv_layer(a, b, 3, spec.norm) for a, b in pairwise(widths))
         self.upsample = nn.ConvTranspose2d(widths[-1], spec.channels, 2, stride=2)
         self.logits = nn.Conv2d(spec.channels, num_classes, 1)
-        for conv in [*self.convs, self.upsample]:
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(conv.bias)
+        initialise_convs(self.convs)
+        initialise_convs(self.upsample)
         assert self.logits.bias is not None
         nn.init.normal_(self.logits.weight, std=0.001)
         nn.init.zeros_(self.logits.bias)
+        # a live batch norm would count the added regions in its statistics
+        self.may_pad = spec.norm not in ("bn", "sync_bn")
 
     def forward(self, regions: Tensor) -> Tensor:
         count, x = len(regions), regions
-        if x.device.type == "cpu":
+        if x.device.type == "cpu" and (self.may_pad or not self.training):
             # oneDNN makes new kernels for every batch size that it meets, which costs as much as running them
             x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, -count % CPU_BATCH))
         for conv in self.convs:
@@ -71,7 +80,8 @@ class MaskHead(nn.Module):
                 raise ValueError(
                     "this detector learns masks, these targets have none: give masks, or a recipe without a mask head"
                 )
-            goals.append(truth.masks[region.truth].crop_to(region.boxes, logits.shape[-1]))
+            soft = self.conventions.soft_bitmap_targets
+            goals.append(truth.masks[region.truth].crop_to(region.boxes, logits.shape[-1], soft_bitmaps=soft))
         labels = torch.cat([region.labels for region in positives])
         own = B.promote(logits[torch.arange(len(labels), device=labels.device), labels])
         total = F.binary_cross_entropy_with_logits(own, torch.cat(goals).to(own.dtype), reduction="sum")
@@ -85,4 +95,4 @@ class MaskHead(nn.Module):
         logits = self(regions)
         own = B.promote(logits[torch.arange(len(labels), device=labels.device), labels]).sigmoid()
         split = own.split([len(d) for d in detections])
-        return [replace(d, masks=RoiMasks(m)) for d, m in zip(detections, split)]
+        return [replace(d, masks=RoiMasks(m, self.conventions.mask_paste)) for d, m in zip(detections, split)]

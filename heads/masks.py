@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import register_pytree_node
 from torchvision.ops import roi_align
@@ -48,11 +49,12 @@ class PolygonMasks:
         planes = [decode_segmentation([p.reshape(-1).tolist() for p in ps], height, width) for ps in self.polygons]
         return BitMasks(torch.from_numpy(np.stack(planes) if planes else np.zeros((0, height, width), dtype=bool)))
 
-    def crop_to(self, boxes: Tensor, size: int) -> Tensor:
+    def crop_to(self, boxes: Tensor, size: int, *, soft_bitmaps: bool = False) -> Tensor:
         """boxes: (R, 4), one an instance -> (R, size, size) bool on the boxes' device: each mask seen through its box.
 
-        Matches detectron2's `rasterize_polygons_within_box`: vertices shifted and scaled in float64, then
-        pycocotools' rasteriser. A side below 0.1 px is taken as 0.1.
+        soft_bitmaps is for `BitMasks`: outlines have no pixels to average. Matches detectron2's
+        `rasterize_polygons_within_box`: vertices shifted and scaled in float64, then pycocotools' rasteriser. A side
+        below 0.1 px is taken as 0.1.
         """
         from pycocotools import mask as coco
 
@@ -83,15 +85,17 @@ class BitMasks:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> BitMasks:
         return BitMasks(self.bits.to(device, non_blocking=non_blocking))
 
-    def crop_to(self, boxes: Tensor, size: int) -> Tensor:
+    def crop_to(self, boxes: Tensor, size: int, *, soft_bitmaps: bool = False) -> Tensor:
         """boxes: (R, 4), one an instance -> (R, size, size) bool: aligned RoIAlign of the bitmap, cut at one half
-        (detectron2's `BitMasks.crop_and_resize`)."""
+        (detectron2's `BitMasks.crop_and_resize`, mmdetection's `BitmapMasks`). With soft_bitmaps the boxes' dtype:
+        RoIAlign without the half-pixel shift, as fractions (torchvision's `project_masks_on_boxes`)."""
         if len(self) == 0:
-            return torch.zeros(0, size, size, dtype=torch.bool, device=boxes.device)
+            return boxes.new_zeros((0, size, size), dtype=boxes.dtype if soft_bitmaps else torch.bool)
         index = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)
         regions = torch.cat([index[:, None], boxes], dim=1)
         bits = self.bits.to(device=boxes.device, dtype=boxes.dtype)[:, None]
-        return roi_align(bits, regions, size, 1.0, 0, aligned=True)[:, 0] >= 0.5
+        seen = roi_align(bits, regions, size, 1.0, 0, aligned=not soft_bitmaps)[:, 0]
+        return seen if soft_bitmaps else seen >= 0.5
 
     def to_rle(self) -> list[Rle]:
         """COCO's compressed run lengths, one an instance, `counts` as text (JSON holds no bytes)."""
@@ -105,25 +109,30 @@ class BitMasks:
 
 @dataclass(frozen=True)
 class RoiMasks:
-    """What the mask head says: probabilities (R, M, M), each in the frame of its box."""
+    """What the mask head says: probabilities (R, M, M), each in the frame of its box; how they are pasted travels
+    with them (`Conventions.mask_paste`)."""
 
     probabilities: Tensor
+    paste_rule: Literal["exact", "integer"] = "exact"
 
     def __len__(self) -> int:
         return len(self.probabilities)
 
     def __getitem__(self, index: Tensor | slice) -> RoiMasks:
-        return RoiMasks(self.probabilities[index])
+        return RoiMasks(self.probabilities[index], self.paste_rule)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> RoiMasks:
-        return RoiMasks(self.probabilities.to(device, non_blocking=non_blocking))
+        return RoiMasks(self.probabilities.to(device, non_blocking=non_blocking), self.paste_rule)
 
     def paste(self, boxes: Tensor, height: int, width: int, *, threshold: float = 0.5) -> BitMasks:
         """boxes: (R, 4) in pixels of an image of height x width -> its bitmaps, bilinearly sampled at pixel centres.
 
         The values of detectron2's `paste_masks_in_image`, computed only in the window of each box: bilinear weights
-        are separable, so a window is two small matrix products instead of a grid sample.
+        are separable, so a window is two small matrix products instead of a grid sample. With the rule "integer",
+        those of torchvision's function of the same name, cut above the threshold.
         """
+        if self.paste_rule == "integer":
+            return self._paste_integer(boxes, height, width, threshold)
         bits = torch.zeros(len(self), height, width, dtype=torch.bool, device=boxes.device)
         side = self.probabilities.shape[-1]
         masks = self.probabilities.to(boxes.dtype)
@@ -138,6 +147,23 @@ class RoiMasks:
             rows = _bilinear_weights(y0, y1, box[1], box[3], side)
             columns = _bilinear_weights(x0, x1, box[0], box[2], side)
             plane[y0:y1, x0:x1] = rows @ mask @ columns.T >= threshold
+        return BitMasks(bits)
+
+    def _paste_integer(self, boxes: Tensor, height: int, width: int, threshold: float) -> BitMasks:
+        """A border of one zero cell, the box grown by it and cut to whole pixels, the mask resized to that many."""
+        bits = torch.zeros(len(self), height, width, dtype=torch.bool, device=boxes.device)
+        side = self.probabilities.shape[-1]
+        masks = F.pad(self.probabilities.to(boxes.dtype), (1, 1, 1, 1))
+        half = (boxes[:, 2:] - boxes[:, :2]) * 0.5 * ((side + 2) / side)
+        centre = (boxes[:, 2:] + boxes[:, :2]) * 0.5
+        corners = torch.cat([centre - half, centre + half], dim=1).to(torch.int64).tolist()
+        for plane, mask, (left, top, right, bottom) in zip(bits, masks, corners):
+            size = max(bottom - top + 1, 1), max(right - left + 1, 1)
+            x0, y0, x1, y1 = max(left, 0), max(top, 0), min(right + 1, width), min(bottom + 1, height)
+            if x1 <= x0 or y1 <= y0:
+                continue
+            whole = F.interpolate(mask[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+            plane[y0:y1, x0:x1] = whole[y0 - top : y1 - top, x0 - left : x1 - left] > threshold
         return BitMasks(bits)
 
 
@@ -183,8 +209,8 @@ register_pytree_node(
 )
 register_pytree_node(
     RoiMasks,
-    lambda m: ([m.probabilities], None),
-    lambda c, _: _bare(RoiMasks, probabilities=next(iter(c))),
+    lambda m: ([m.probabilities], m.paste_rule),
+    lambda c, rule: _bare(RoiMasks, probabilities=next(iter(c)), paste_rule=rule),
     serialized_type_name="heads.RoiMasks",
 )
 register_pytree_node(

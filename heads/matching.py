@@ -12,12 +12,15 @@ from torch import Tensor
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 
 
-def match(overlap: Tensor, *, low: float, high: float, keep_best: bool) -> tuple[Tensor, Tensor]:
+def match(
+    overlap: Tensor, *, low: float, high: float, best_from: float | None = None, best_switches: bool = False
+) -> tuple[Tensor, Tensor]:
     """overlap: (G, A) IoU -> the best ground truth of each candidate (A,) int64, and its role (A,) int8.
 
-    IoU >= high is POSITIVE, < low NEGATIVE, between them IGNORED. keep_best (the RPN): every ground truth also makes
-    its best candidates positive, however low they are, ties included; they still answer for their own best ground
-    truth (detectron2's `Matcher`). With G = 0 everything is NEGATIVE.
+    IoU >= high is POSITIVE, < low NEGATIVE, between them IGNORED. best_from (the RPN): every ground truth also makes
+    its best candidates positive, ties included, if they overlap at all and at least this much. They still answer for
+    their own best ground truth (detectron2's and torchvision's `Matcher`), or with best_switches for the one whose
+    best they are, the last of several (mmdetection's `MaxIoUAssigner`). With G = 0 everything is NEGATIVE.
     """
     if overlap.shape[0] == 0:
         roles = overlap.new_full((overlap.shape[1],), NEGATIVE, dtype=torch.int8)
@@ -26,9 +29,14 @@ def match(overlap: Tensor, *, low: float, high: float, keep_best: bool) -> tuple
     roles = torch.full_like(matched, IGNORED, dtype=torch.int8)
     roles[best < low] = NEGATIVE
     roles[best >= high] = POSITIVE
-    if keep_best and overlap.shape[1]:
+    if best_from is not None and overlap.shape[1]:
         best_of_truth = overlap.max(dim=1, keepdim=True).values
-        roles[((overlap == best_of_truth) & (best_of_truth > 0)).any(dim=0)] = POSITIVE
+        is_best = (overlap == best_of_truth) & (best_of_truth > 0) & (best_of_truth >= best_from)
+        roles[is_best.any(dim=0)] = POSITIVE
+        if best_switches:
+            order = torch.arange(1, len(overlap) + 1, device=overlap.device)
+            last = (is_best * order[:, None]).max(dim=0).values
+            matched = torch.where(last > 0, last - 1, matched)
     return matched, roles
 
 

@@ -23,22 +23,36 @@ class RegionPooler(nn.Module):
 
     A region of 224 px (square root of its area) is read from the level of stride 16, one of half that side from the
     next finer level (FPN, equation 1). RoIAlign runs in the boxes' precision, never in half.
+
+    stage: what every pooled region goes through before any head reads it: C4 detectors' fifth stage.
     """
 
     canonical_px = 224.0
     canonical_stride = 16
 
     def __init__(
-        self, specs: Mapping[str, FeatureSpec], levels: Sequence[str], *, size: int, conventions: Conventions
+        self,
+        specs: Mapping[str, FeatureSpec],
+        levels: Sequence[str],
+        *,
+        size: int,
+        conventions: Conventions,
+        stage: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if missing := [level for level in levels if level not in specs]:
             raise ValueError(f"regions are to be read from {missing}, the neck gives {list(specs)}: name its levels")
         self.levels, self.size, self.conventions = tuple(levels), size, conventions
         self.strides = [specs[level].stride for level in levels]
+        self.stage = stage
 
     def forward(self, levels: Mapping[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """levels: level -> (N, C, h, w); boxes: N of (R, 4) -> (S, C, size, size), image by image."""
+        """levels: level -> (N, C, h, w); boxes: N of (R, 4) -> (S, C, size, size), image by image; what the stage
+        makes of them where there is one."""
+        pooled = self._pool(levels, boxes)
+        return pooled if self.stage is None else self.stage(pooled)
+
+    def _pool(self, levels: Mapping[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
         index = torch.cat([boxes_of.new_full((len(boxes_of), 1), i) for i, boxes_of in enumerate(boxes)])
         regions = torch.cat([index, torch.cat(list(boxes))], dim=1)
         features = [levels[level] for level in self.levels]
@@ -55,8 +69,8 @@ class RegionPooler(nn.Module):
     def level_of(self, boxes: Tensor) -> Tensor:
         """boxes: (S, 4) -> (S,) int64 index into the levels."""
         finest = math.log2(self.strides[0] / self.canonical_stride)
-        # 1e-8 keeps an empty box off log(0), and is detectron2's
-        wanted = torch.log2(B.area(boxes).sqrt() / self.canonical_px + 1e-8).floor()
+        ratio = B.area(boxes).sqrt() / self.canonical_px + self.conventions.level_ratio_eps
+        wanted = (torch.log2(ratio) + self.conventions.level_log_eps).floor()
         return (wanted - finest).clamp(0, len(self.levels) - 1).to(torch.int64)
 
     def _align(self, feature: Tensor, regions: Tensor, stride: int) -> Tensor:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from resnet_backbone.norm import NORMS
+from resnet_backbone.suggest import unknown
+
+HEAD_NORMS = ("none", *NORMS)
+
 
 def require_positive(spec: object, *names: str) -> None:
     for name in names:
@@ -15,3 +20,16 @@ def require_fraction(spec: object, *names: str) -> None:
         value = getattr(spec, name)
         if not 0 <= value <= 1:
             raise ValueError(f"{name}={value} must lie between 0 and 1")
+
+
+def require_not_negative(spec: object, *names: str) -> None:
+    for name in names:
+        if getattr(spec, name) < 0:
+            raise ValueError(f"{name}={getattr(spec, name)} must not be negative")
+
+
+def require_norm(spec: object, *names: str) -> None:
+    for name in names:
+        value = getattr(spec, name)
+        if value not in HEAD_NORMS:
+            raise ValueError(f"{name}={value!r} is unknown: {unknown(value, HEAD_NORMS)}")

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import BasicBlock, Bottleneck, CifarStem, Stem
-from .norm import conv_norm, make_norm
+from .norm import MakeNorm, conv_norm, make_norm
 from .specs import RESNETS, ResNetSpec
 from .suggest import unknown
 
@@ -34,7 +34,8 @@ class ResNetBody(nn.Module):
     """The stages that backbone and classifier share. Modules carry torchvision's names.
 
     Args:
-        spec: the net. norm: "frozen_bn", "bn", "sync_bn" or "gn". norm_eps: the norms' epsilon.
+        spec: the net. norm: "frozen_bn", "bn", "bn_eval" (fixed statistics), "sync_bn" or "gn".
+        norm_eps: the norms' epsilon.
         out_levels: which levels `levels()` returns; stages deeper than the deepest of them are not built.
         frozen_stages: 0 nothing, 1 the stem, 2 the stem and C2, ... 5 everything. Batch norms of a frozen stage
             are built as `FrozenBatchNorm2d`: no later `train()` can bring them back to life.
@@ -74,7 +75,7 @@ class ResNetBody(nn.Module):
 
     def _build(self, spec: ResNetSpec, norm: str, norm_eps: float, frozen_stages: int) -> None:
         live = make_norm(norm, norm_eps)
-        frozen = make_norm("frozen_bn" if norm in ("bn", "sync_bn") else norm, norm_eps)
+        frozen = make_norm(norm if norm == "gn" else "frozen_bn", norm_eps)
         stem = Stem if spec.stem == "imagenet" else CifarStem
         for name, module in stem.parts(spec.stem_width, frozen if frozen_stages >= 1 else live).items():
             self.add_module(name, module)
@@ -83,23 +84,10 @@ class ResNetBody(nn.Module):
         deepest = ALL_LEVELS.index(self.out_levels[-1])
         self._stages: list[tuple[str, str]] = []  # (level, module name)
         for index, stage in enumerate(spec.stages[: max(0, deepest - 1)]):
-            blocks = []
-            for block in range(stage.blocks):
-                blocks.append(
-                    spec.block(
-                        channels,
-                        stage.width,
-                        stage.stride if block == 0 else 1,
-                        stage.dilation,
-                        frozen if frozen_stages >= index + 2 else live,
-                        # C projects in every block; A and B only act where the shape changes
-                        spec.shortcut,
-                        spec.stride_on,
-                    )
-                )
-                channels = stage.width * spec.block.expansion
+            blocks = make_stage(spec, index, channels, frozen if frozen_stages >= index + 2 else live)
+            channels = stage.width * spec.block.expansion
             stride *= stage.stride
-            self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
+            self.add_module(f"layer{index + 1}", blocks)
             self._stages.append((stage.level, f"layer{index + 1}"))
             specs[stage.level] = FeatureSpec(channels, stride)
         self.feature_specs: dict[str, FeatureSpec] = {level: specs[level] for level in self.out_levels}
@@ -127,6 +115,17 @@ class ResNetBody(nn.Module):
         return {level: found[level] for level in self.out_levels}
 
 
+def make_stage(spec: ResNetSpec, index: int, channels: int, norm: MakeNorm) -> nn.Sequential:
+    """The blocks of one stage, `layer{index + 1}`, for an input of so many channels."""
+    stage, blocks = spec.stages[index], []
+    for block in range(stage.blocks):
+        stride = stage.stride if block == 0 else 1
+        # C projects in every block; A and B only act where the shape changes
+        blocks.append(spec.block(channels, stage.width, stride, stage.dilation, norm, spec.shortcut, spec.stride_on))
+        channels = stage.width * spec.block.expansion
+    return nn.Sequential(*blocks)
+
+
 class ResNetBackbone(ResNetBody):
     """Feature levels for a detector or segmenter; arguments as `ResNetBody`.
 
@@ -135,6 +134,19 @@ class ResNetBackbone(ResNetBody):
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         return self.levels(pixels)
+
+    def take_last_stage(self) -> tuple[nn.Sequential, FeatureSpec]:
+        """Remove the deepest stage and its level, and hand them out: C4 detectors run it on pooled regions.
+
+        Raises ValueError where there is no stage, or it gives the only level.
+        """
+        if not self._stages or len(self.out_levels) < 2:
+            raise ValueError(f"levels {list(self.out_levels)} leave nothing without the last: name at least two")
+        level, name = self._stages.pop()
+        blocks: nn.Sequential = getattr(self, name)
+        delattr(self, name)
+        self.out_levels = tuple(kept for kept in self.out_levels if kept != level)
+        return blocks, self.feature_specs.pop(level)
 
 
 def build_backbone(
@@ -165,9 +177,10 @@ def build_backbone(
 
 def refuse_to_freeze_nothing(has_weights: bool, norm: str, frozen_stages: int) -> None:
     """Raises ValueError where something would be frozen that nobody has trained."""
-    if has_weights or (norm != "frozen_bn" and frozen_stages == 0):
+    fixed = norm in ("frozen_bn", "bn_eval")
+    if has_weights or not (fixed or frozen_stages):
         return
-    what = "norm='frozen_bn'" if norm == "frozen_bn" else f"frozen_stages={frozen_stages}"
+    what = f"norm={norm!r}" if fixed else f"frozen_stages={frozen_stages}"
     raise ValueError(
         f"{what} without weights would freeze initial values that nobody has trained: give weights=... "
         "(a file or 'imagenet1k_v1'), or train from scratch with norm='bn' or 'gn' and frozen_stages=0"

@@ -11,7 +11,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .norm import MakeNorm, conv_norm
+from .norm import ConvNorm, MakeNorm, conv_norm
 
 
 def conv3x3(cin: int, cout: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
@@ -38,21 +38,11 @@ class PaddedIdentity(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
 
 
-class Projection(nn.Sequential):
-    """Shortcuts B and C: a strided 1x1 convolution and its norm."""
-
-    def __init__(self, cin: int, cout: int, stride: int, norm: MakeNorm) -> None:
-        super().__init__(conv1x1(cin, cout, stride), norm(cout))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return conv_norm(self[0], self[1], x)
-
-
 def make_shortcut(kind: Literal["A", "B", "C"], cin: int, cout: int, stride: int, norm: MakeNorm) -> nn.Module | None:
-    """The shortcut of one block, None where it is the plain identity."""
+    """The shortcut of one block (B and C project by a strided 1x1), None where it is the plain identity."""
     changes = stride != 1 or cin != cout
     if kind == "C" or (kind == "B" and changes):
-        return Projection(cin, cout, stride, norm)
+        return ConvNorm(conv1x1(cin, cout, stride), norm(cout))
     return PaddedIdentity(cin, cout, stride) if changes else None
 
 

@@ -8,12 +8,21 @@ from math import gcd
 from typing import Literal, get_args
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-Norm = Literal["frozen_bn", "bn", "sync_bn", "gn"]
+Norm = Literal["frozen_bn", "bn", "bn_eval", "sync_bn", "gn"]
 NORMS: tuple[str, ...] = get_args(Norm)
 MakeNorm = Callable[[int], nn.Module]
+
+
+def _scale_and_shift(norm: FrozenBatchNorm2d | FixedStatsBatchNorm2d) -> tuple[Tensor, Tensor]:
+    """A norm of constant statistics as y = scale * x + shift, both (C,)."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return scale, norm.bias - norm.running_mean * scale
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -40,17 +49,19 @@ class FrozenBatchNorm2d(nn.Module):
         state_dict.pop(f"{prefix}num_batches_tracked", None)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """The norm as y = scale * x + shift, both (C,)."""
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        return scale, self.bias - self.running_mean * scale
-
     def forward(self, x: Tensor) -> Tensor:
-        scale, shift = (t.to(x.dtype).reshape(1, -1, 1, 1) for t in self.scale_and_shift())
+        scale, shift = (t.to(x.dtype).reshape(1, -1, 1, 1) for t in _scale_and_shift(self))
         return x * scale + shift
 
     def extra_repr(self) -> str:
         return f"{self.weight.numel()}, eps={self.eps}"
+
+
+class FixedStatsBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm whose affine terms train and whose statistics do not (mmdetection's `norm_eval`)."""
+
+    def train(self, mode: bool = True) -> FixedStatsBatchNorm2d:
+        return super().train(False)
 
 
 def make_norm(kind: str, eps: float = 1e-5) -> MakeNorm:
@@ -60,6 +71,8 @@ def make_norm(kind: str, eps: float = 1e-5) -> MakeNorm:
         return partial(FrozenBatchNorm2d, eps=eps)
     if kind == "bn":
         return partial(nn.BatchNorm2d, eps=eps)
+    if kind == "bn_eval":
+        return lambda channels: FixedStatsBatchNorm2d(channels, eps=eps).eval()
     if kind == "sync_bn":
         return partial(nn.SyncBatchNorm, eps=eps)
     if kind == "gn":
@@ -68,15 +81,51 @@ def make_norm(kind: str, eps: float = 1e-5) -> MakeNorm:
 
 
 def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
-    """norm(conv(x)), with a frozen norm folded into the convolution's weights on the way.
+    """norm(conv(x)), with a norm of constant statistics folded into the convolution's weights on the way.
 
-    A frozen norm is linear and constant, so scaling the few weights replaces two passes over the many activations
+    Such a norm is linear, so scaling the few weights replaces two passes over the many activations
     (and their storage for the backward pass); the gradient of the weights comes out the same, through the scaling.
     """
-    if not (isinstance(norm, FrozenBatchNorm2d) and type(conv) is nn.Conv2d):
-        return norm(conv(x))
-    scale, shift = norm.scale_and_shift()
+    if not (isinstance(norm, (FrozenBatchNorm2d, FixedStatsBatchNorm2d)) and type(conv) is nn.Conv2d):
+        y = conv(x)
+        if len(y) == 0 and isinstance(norm, _BatchNorm) and not _synchronises(norm):
+            # of nothing there are no statistics; the affine terms still take part, with zero gradients
+            return F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        return norm(y)
+    scale, shift = _scale_and_shift(norm)
     weight = conv.weight * scale.reshape(-1, 1, 1, 1)
     if conv.bias is not None:
         shift = shift + scale * conv.bias
     return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def _synchronises(norm: _BatchNorm) -> bool:
+    """Other processes wait for this one's part of the statistics, even if it is none."""
+    return isinstance(norm, nn.SyncBatchNorm) and dist.is_available() and dist.is_initialized()
+
+
+class ConvNorm(nn.Sequential):
+    """A convolution and its norm: modules `0` and `1`."""
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.Module) -> None:
+        super().__init__(conv, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv_norm(self[0], self[1], x)
+
+
+def conv_layer(cin: int, cout: int, kernel: int, norm: str = "none") -> nn.Conv2d | ConvNorm:
+    """A convolution of stride 1 that keeps the grid: with a bias where norm is "none", else without one and with its
+    norm behind it. Raises ValueError for an unknown norm."""
+    if norm == "none":
+        return nn.Conv2d(cin, cout, kernel, padding=kernel // 2)
+    return ConvNorm(nn.Conv2d(cin, cout, kernel, padding=kernel // 2, bias=False), make_norm(norm)(cout))
+
+
+def initialise_convs(part: nn.Module) -> None:
+    """He et al. (ICCV 2015): N(0, sqrt(2 / fan-out)), biases zero."""
+    for conv in part.modules():
+        if isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)

@@ -138,9 +138,10 @@ class RunConfig(_Section):
             raise ValueError(
                 f"train.batch_size={self.train.batch_size} must be a multiple of accumulate={self.train.accumulate}"
             )
-        if self.backbone_weights is None and self.init_from is None and self.model.norm == "frozen_bn":
+        if self.backbone_weights is None and self.init_from is None and self.model.norm in ("frozen_bn", "bn_eval"):
             raise ValueError(
-                "model.norm=frozen_bn without backbone_weights freezes initial values: give weights, or norm: bn"
+                f"model.norm={self.model.norm} without backbone_weights freezes initial values: "
+                "give weights, or norm: bn"
             )
         return self
 

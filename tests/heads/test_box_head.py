@@ -47,7 +47,7 @@ def some_targets() -> list[Targets]:
 
 def test_layers_are_torchvisions() -> None:
     ours, mlp, predictor = make(), TwoMLPHead(4 * 9, 16), FastRCNNPredictor(16, K + 1)
-    for theirs, own in ((mlp.fc6, ours.fc1), (mlp.fc7, ours.fc2), (predictor.cls_score, ours.logits)):
+    for theirs, own in ((mlp.fc6, ours.hidden[0]), (mlp.fc7, ours.hidden[1]), (predictor.cls_score, ours.logits)):
         theirs.load_state_dict(own.state_dict())
     predictor.bbox_pred = torch.nn.Linear(16, K * 4)
     predictor.bbox_pred.load_state_dict(ours.deltas.state_dict())

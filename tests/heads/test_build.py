@@ -25,7 +25,11 @@ def recipe(small_recipe: DetectorRecipe) -> DetectorRecipe:
 
 
 def test_the_table_names_every_depth_with_and_without_masks() -> None:
-    assert set(DETECTORS) == {f"{kind}_rcnn_r{d}_fpn" for kind in ("faster", "mask") for d in (18, 34, 50, 101, 152)}
+    kinds = ("faster", "mask")
+    wanted = {f"{kind}_rcnn_r{depth}_fpn" for kind in kinds for depth in (18, 34, 50, 101, 152)}
+    wanted |= {f"{kind}_rcnn_r{depth}_{neck}" for kind in kinds for depth in (50, 101) for neck in ("c4", "dc5")}
+    wanted |= {f"{kind}rcnn_resnet50_fpn{version}" for kind in kinds for version in ("", "_v2")}
+    assert set(DETECTORS) == wanted
     assert all((recipe.mask is None) == name.startswith("faster") for name, recipe in DETECTORS.items())
 
 
@@ -53,7 +57,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(name: str, says: str) -> No
     [
         ({"backbone": "resnet51"}, "backbone='resnet51' is no ResNet: did you mean 'resnet50'"),
         ({"backbone": "resnet20_cifar"}, "has no C5: a pyramid needs one of the ImageNet nets"),
-        ({"rpn": RPNSpec(anchor_sizes_px=((32,), (64,)))}, "has 2 levels, the pyramid five"),
+        ({"rpn": RPNSpec(anchor_sizes_px=((32,), (64,)))}, "has 2 levels, the pyramid has five"),
     ],
 )
 def test_a_wrong_recipe_is_refused(wrong: dict[str, Any], says: str) -> None:
@@ -73,7 +77,7 @@ def test_a_wrong_recipe_is_refused(wrong: dict[str, Any], says: str) -> None:
         (BoxHeadSpec, "max_detections", 0, "greater than 0"),
         (BoxHeadSpec, "min_score", 5, "between 0 and 1"),
         (BoxHeadSpec, "positive_iou", float("nan"), "between 0 and 1"),
-        (MaskHeadSpec, "convs", 0, "greater than 0"),
+        (MaskHeadSpec, "convs", -1, "not be negative"),
         (MaskHeadSpec, "channels", 0, "greater than 0"),
         (DetectorRecipe, "pyramid_channels", 0, "greater than 0"),
     ],

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from heads import Conventions, DetectorRecipe, ImageBatch, ImageSize, PolygonMasks, Targets, build_detector
+from heads import BitMasks, Conventions, DetectorRecipe, ImageBatch, ImageSize, PolygonMasks, Targets, build_detector
 from heads.masks import polygons_from
 
 OTHER: dict[str, Any] = {
@@ -17,14 +17,24 @@ OTHER: dict[str, Any] = {
     "anchor_stride": "grid",
     "roi_aligned": False,
     "roi_samples": 1,
+    "best_anchor_min_iou": 0.9,
+    "best_anchor_switches": True,
+    "own_padding_px": 32,
+    "rpn_divisor": "sampled",
     "rpn_smooth_l1_beta": 0.5,
-    "box_smooth_l1_beta": 0.5,
     "min_proposal_px": 40.0,
+    "bound_shrinking": True,
+    "level_ratio_eps": 1.0,
+    "level_log_eps": 2.0,
+    "box_smooth_l1_beta": 0.5,
+    "min_detection_px": 40.0,
+    "soft_bitmap_targets": True,
+    "mask_paste": "integer",
     "norm_eps": 0.1,
 }
 
 
-def losses_proposals_and_detections(recipe: DetectorRecipe, conventions: Conventions) -> list[Tensor]:
+def whatever_they_touch(recipe: DetectorRecipe, conventions: Conventions) -> list[Tensor]:
     torch.manual_seed(0)
     recipe = replace(
         recipe,
@@ -40,18 +50,29 @@ def losses_proposals_and_detections(recipe: DetectorRecipe, conventions: Convent
         box=replace(recipe.box, samples_per_image=10**6),
     )
     detector = build_detector(recipe, num_classes=2).eval()
-    batch = ImageBatch(torch.randn(1, 3, 64, 160), (ImageSize(64, 160),))
-    box = torch.tensor([[10.0, 5, 60, 50]])
-    truth = Targets(box, torch.tensor([1]), PolygonMasks((polygons_from([[10, 5, 60, 5, 35, 50]]),)))
+    # the second image leaves most of the batch to padding; the first one's truths want the same anchors
+    batch = ImageBatch(torch.randn(2, 3, 64, 160), (ImageSize(64, 160), ImageSize(32, 32)))
+    boxes = torch.tensor([[10.0, 5, 60, 50], [12.0, 8, 58, 49]])
+    bits = PolygonMasks(tuple(polygons_from([[x1, y1, x2, y1, 35, y2]]) for x1, y1, x2, y2 in boxes.tolist()))
+    truths = [
+        Targets(boxes, torch.tensor([1, 0]), bits.rasterise(64, 160)),
+        Targets(boxes[:0], torch.zeros(0, dtype=torch.int64), BitMasks(torch.zeros(0, 64, 160, dtype=torch.bool))),
+    ]
     with torch.no_grad():
         proposals = detector.rpn.propose(detector.neck(detector.backbone(batch.pixels)), batch.sizes, (64, 160))
-        return [*detector(batch, [truth]).values(), proposals[0].boxes, detector.detect(batch)[0].boxes]
+        losses = detector(batch, truths)
+        found = detector.detect(batch)[0][:1]
+        assert found.masks is not None
+        pasted = found.masks.paste(torch.tensor([[3.3, 4.6, 70.2, 60.9]])[: len(found)], 64, 160)
+        detector.box_head.deltas.bias.fill_(-30.0)  # log sizes of -6
+        shrunken = detector.detect(batch)[0].boxes
+    return [*losses.values(), proposals[0].boxes, found.boxes, pasted.bits, shrunken]
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Conventions)])
 def test_every_convention_changes_what_is_computed(name: str, small_recipe: DetectorRecipe) -> None:
     default, other = (
-        losses_proposals_and_detections(small_recipe, conventions)
+        whatever_they_touch(small_recipe, conventions)
         for conventions in (Conventions(), replace(Conventions(), **{name: OTHER[name]}))
     )
     assert any(a.shape != b.shape or not torch.equal(a, b) for a, b in zip(default, other))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from heads import RCNN, DetectorRecipe, ImageBatch, ImageSize, RoiMasks, Targets, build_detector
+from heads import DETECTORS, RCNN, DetectorRecipe, ImageBatch, ImageSize, RoiMasks, Targets, build_detector
 from heads import boxes as B
 from resnet_backbone import build_backbone
 
@@ -54,6 +54,27 @@ def test_every_batch_gives_every_parameter_a_finite_gradient(
     check_gradients(detector, losses)
     for name in ("loss_rpn_loc", "loss_box_reg", "loss_mask"):
         assert (losses[name] == 0) == (content == "no boxes at all")
+
+
+@pytest.mark.parametrize("neck", ["c4", "dc5"])
+@pytest.mark.parametrize("content", ["no boxes at all", "mixed"])
+def test_detectors_without_a_pyramid_train_on_every_batch(
+    neck: str, content: str, small_recipe: DetectorRecipe, make_batch: MakeBatch, make_targets: MakeTargets
+) -> None:
+    recipe, parts = small_recipe, DETECTORS[f"mask_rcnn_r50_{neck}"]
+    box = replace(parts.box, hidden=64, samples_per_image=32)
+    rpn = replace(recipe.rpn, anchor_sizes_px=parts.rpn.anchor_sizes_px)
+    recipe = replace(recipe, neck=neck, norm="gn", rpn=rpn, box=box, mask=replace(parts.mask, channels=32))
+    detector = build_detector(recipe, num_classes=3).train()
+    runs = []
+    if detector.box_regions.stage is not None:
+        detector.box_regions.stage.register_forward_hook(lambda *_: runs.append(1))
+    targets = [make_targets([]), make_targets(OBJECTS if content == "mixed" else [], labels=None)]
+    check_gradients(detector, detector(make_batch(), targets))
+    assert len(runs) == (neck == "c4")  # once, on the regions that both heads read
+    with torch.inference_mode():
+        for found in detector.eval().detect(make_batch()):
+            assert found.masks is not None and len(found.masks) == len(found)
 
 
 def test_a_detector_without_a_mask_head_has_no_mask_loss_and_no_masks(

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import maskrcnn_inference, maskrcnn_loss
 
-from heads import BitMasks, Detections, RoiMasks, Targets
+from heads import BitMasks, Conventions, Detections, RoiMasks, Targets
 from heads.box_head import Assigned
 from heads.mask_head import MaskHead, MaskHeadSpec
 
@@ -16,7 +16,7 @@ K = 3
 
 
 def make(**spec: int) -> MaskHead:
-    return MaskHead(6, K, MaskHeadSpec(**{"channels": 8, **spec}))
+    return MaskHead(6, K, MaskHeadSpec(**{"channels": 8, **spec}), Conventions())
 
 
 def random_boxes(count: int) -> Tensor:

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from pycocotools import mask as coco
 from torch import Tensor
+from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
 
-from heads import BitMasks, PolygonMasks, RoiMasks
+from heads import BitMasks, ImageSize, PolygonMasks, RoiMasks, clip
 from heads.masks import decode_segmentation, polygons_from
 
 HEIGHT, WIDTH = 90, 120
@@ -95,6 +96,28 @@ def test_pasting_is_detectron2s_also_partly_outside_the_image(side: int, dtype: 
     clear = (want - 0.5).abs() > (1e-6 if dtype == torch.float64 else 1e-5)
     assert torch.equal(pasted[clear], (want >= 0.5)[clear])
     assert clear.float().mean() > 0.999 and pasted.flatten(1).any(1).sum() > 5
+
+
+@pytest.mark.parametrize("side", [1, 28])
+def test_integer_pasting_is_torchvisions(side: int) -> None:
+    """Boxes are clipped, as detections are (torchvision's own fails for a box outside); their borders are not."""
+    corner = torch.rand(60, 2, dtype=torch.float64) * torch.tensor([WIDTH - 2.0, HEIGHT - 2.0])
+    boxes = torch.cat([corner, corner + torch.rand(60, 2, dtype=torch.float64) * 90 + 0.3], dim=1)
+    boxes = clip(boxes, ImageSize(height=HEIGHT, width=WIDTH))
+    masks = torch.rand(60, side, side, dtype=torch.float64)
+    want = paste_masks_in_image(masks[:, None], boxes, (HEIGHT, WIDTH))[:, 0] > 0.5
+    pasted = RoiMasks(masks, "integer").paste(boxes, HEIGHT, WIDTH).bits
+    assert torch.equal(pasted, want) and pasted.flatten(1).any(1).sum() > 5
+
+
+def test_soft_targets_are_torchvisions_and_binary_ones_are_not() -> None:
+    bits = torch.rand(3, HEIGHT, WIDTH) > 0.5
+    boxes, rows = torch.tensor([[3.2, 4.7, 40.1, 50.3], [0, 0, 90, 70], [20.5, 30.5, 22, 33]]), torch.tensor([2, 0, 1])
+    want = project_masks_on_boxes(bits.to(torch.uint8), boxes, rows, 28)
+    found = BitMasks(bits)[rows].crop_to(boxes, 28, soft_bitmaps=True)
+    torch.testing.assert_close(found, want)
+    assert ((found > 0) & (found < 1)).any()
+    assert BitMasks(bits)[rows].crop_to(boxes, 28).dtype == torch.bool
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.7])

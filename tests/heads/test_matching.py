@@ -33,30 +33,30 @@ def test_roles_and_truths_are_torchvisions(
     overlap = torch.randint(1, 11, (truths, candidates), generator=generator) / 10
     low, high = thresholds
     want = Matcher(high, low, allow_low_quality_matches=keep_best)(overlap)
-    assert torch.equal(as_torchvision(*match(overlap, low=low, high=high, keep_best=keep_best)), want)
+    assert torch.equal(as_torchvision(*match(overlap, low=low, high=high, best_from=0.0 if keep_best else None)), want)
 
 
 def test_a_truth_that_overlaps_nothing_makes_nothing_positive() -> None:
     """Otherwise its best overlap, zero, would tie with every candidate far away from it."""
     overlap = torch.tensor([[0.0, 0.0, 0.0], [0.8, 0.1, 0.0]])
-    _, roles = match(overlap, low=0.3, high=0.7, keep_best=True)
+    _, roles = match(overlap, low=0.3, high=0.7, best_from=0.0)
     assert roles.tolist() == [POSITIVE, NEGATIVE, NEGATIVE]
 
 
 def test_a_low_quality_match_answers_for_its_own_best_truth() -> None:
     overlap = torch.tensor([[0.6, 0.2], [0.5, 0.1]])  # candidate 0 is the best of both truths
-    matched, roles = match(overlap, low=0.3, high=0.7, keep_best=True)
+    matched, roles = match(overlap, low=0.3, high=0.7, best_from=0.0)
     assert roles.tolist() == [POSITIVE, NEGATIVE] and matched[0] == 0
 
 
 def test_without_ground_truth_everything_is_negative() -> None:
-    matched, roles = match(torch.zeros(0, 4), low=0.3, high=0.7, keep_best=True)
+    matched, roles = match(torch.zeros(0, 4), low=0.3, high=0.7, best_from=0.0)
     assert roles.tolist() == [NEGATIVE] * 4 and matched.shape == (4,) and matched.dtype == torch.int64
 
 
 @pytest.mark.parametrize("truths", [0, 3])
 def test_without_candidates_nothing_is_matched(truths: int) -> None:
-    matched, roles = match(torch.zeros(truths, 0), low=0.3, high=0.7, keep_best=True)
+    matched, roles = match(torch.zeros(truths, 0), low=0.3, high=0.7, best_from=0.0)
     assert len(matched) == len(roles) == 0
 
 
@@ -91,3 +91,16 @@ def test_what_has_to_be_left_out_is_drawn_evenly() -> None:
 def test_in_one_process_the_mean_is_the_count_and_at_least_one() -> None:
     device = torch.device("cpu")
     assert mean_over_processes(7, device).item() == 7 and mean_over_processes(0, device).item() == 1
+
+
+def test_a_best_candidate_may_have_to_overlap_enough() -> None:
+    overlap = torch.tensor([[0.1, 0.2, 0.0], [0.0, 0.35, 0.3]])
+    assert match(overlap, low=0.3, high=0.7, best_from=0.3)[1].tolist() == [NEGATIVE, POSITIVE, IGNORED]
+    assert match(overlap[:1], low=0.3, high=0.7, best_from=0.3)[1].tolist() == [NEGATIVE] * 3
+
+
+def test_a_best_candidate_answers_for_the_truth_whose_best_it_is_the_last_of_several() -> None:
+    """mmdetection: candidate 0 overlaps truth 0 most, and is the best that truths 0, 1 and 2 have."""
+    overlap = torch.tensor([[0.8, 0.4], [0.6, 0.5], [0.5, 0.1], [0.2, 0.45]])
+    assert match(overlap, low=0.3, high=0.7, best_from=0.3)[0].tolist() == [0, 1]
+    assert match(overlap, low=0.3, high=0.7, best_from=0.3, best_switches=True)[0].tolist() == [2, 3]

@@ -33,7 +33,7 @@ def levels() -> dict[str, Tensor]:
 def torchvision_rpn(ours: RPN, spec: RPNSpec) -> tv.RegionProposalNetwork:
     head = tv.RPNHead(8, 3)
     for theirs, own in (
-        (head.conv[0][0], ours.conv),
+        (head.conv[0][0], ours.convs[0]),
         (head.cls_logits, ours.objectness),
         (head.bbox_pred, ours.deltas),
     ):
@@ -55,7 +55,7 @@ def torchvision_rpn(ours: RPN, spec: RPNSpec) -> tv.RegionProposalNetwork:
 
 def lively(rpn: RPN) -> RPN:
     """Predictions of the size that training brings: the initial ones are next to zero."""
-    for conv in (rpn.conv, rpn.objectness, rpn.deltas):
+    for conv in (*rpn.convs, rpn.objectness, rpn.deltas):
         nn.init.normal_(conv.weight, std=0.1)
         nn.init.normal_(conv.get_parameter("bias"), std=0.1)
     return rpn
@@ -104,7 +104,7 @@ def test_gradients_of_the_losses_are_torchvisions() -> None:
     ratio = want["loss_objectness"].detach() / losses["loss_rpn_cls"].detach()
     (torch.stack(list(losses.values())).sum() * ratio).backward()
     torch.stack(list(want.values())).sum().backward()
-    for own, its in ((ours.conv, theirs.head.conv[0][0]), (ours.deltas, theirs.head.bbox_pred)):
+    for own, its in ((ours.convs[0], theirs.head.conv[0][0]), (ours.deltas, theirs.head.bbox_pred)):
         torch.testing.assert_close(own.weight.grad, its.weight.grad, rtol=1e-4, atol=1e-6)
 
 

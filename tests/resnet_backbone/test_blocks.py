@@ -13,10 +13,9 @@ from resnet_backbone.blocks import (
     Bottleneck,
     PaddedIdentity,
     PlainBasicBlock,
-    Projection,
     make_shortcut,
 )
-from resnet_backbone.norm import make_norm
+from resnet_backbone.norm import ConvNorm, make_norm
 
 NORM = make_norm("bn")
 
@@ -31,8 +30,8 @@ def test_shortcut_a_subsamples_pads_with_zeros_and_has_no_parameters() -> None:
 
 def test_shortcut_b_projects_only_where_the_shape_changes() -> None:
     assert make_shortcut("B", 8, 8, 1, NORM) is None
-    assert isinstance(make_shortcut("B", 8, 16, 1, NORM), Projection)
-    assert isinstance(make_shortcut("B", 8, 8, 2, NORM), Projection)
+    assert isinstance(make_shortcut("B", 8, 16, 1, NORM), ConvNorm)
+    assert isinstance(make_shortcut("B", 8, 8, 2, NORM), ConvNorm)
 
 
 def test_shortcut_a_is_the_identity_where_the_shape_stays() -> None:
@@ -41,7 +40,9 @@ def test_shortcut_a_is_the_identity_where_the_shape_stays() -> None:
 
 
 def test_a_projection_is_a_strided_1x1_convolution_and_its_norm() -> None:
-    shortcut, x = Projection(4, 6, 2, NORM).eval(), torch.randn(1, 4, 7, 9)
+    shortcut, x = make_shortcut("B", 4, 6, 2, NORM), torch.randn(1, 4, 7, 9)
+    assert isinstance(shortcut, ConvNorm)
+    shortcut.eval()
     weight = shortcut.state_dict()["0.weight"][:, :, 0, 0]
     by_hand = torch.einsum("oc,nchw->nohw", weight, x[:, :, ::2, ::2])
     torch.testing.assert_close(shortcut(x), shortcut[1](by_hand))
@@ -51,7 +52,7 @@ def test_a_projection_is_a_strided_1x1_convolution_and_its_norm() -> None:
 def test_number_of_projections_in_an_18_layer_net(kind: str, projections: int) -> None:
     spec = ResNetSpec(BasicBlock, (2, 2, 2, 2), widths=(4, 8, 16, 32), shortcut=kind)  # type: ignore[arg-type]
     net = ResNetBackbone(spec, norm="bn")
-    assert sum(isinstance(m, Projection) for m in net.modules()) == projections
+    assert sum(isinstance(m, ConvNorm) for m in net.modules()) == projections
 
 
 @pytest.mark.parametrize("kind", ["A", "B", "C"])

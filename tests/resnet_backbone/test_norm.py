@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from resnet_backbone.norm import FrozenBatchNorm2d, conv_norm, make_norm
+from resnet_backbone.norm import NORMS, FrozenBatchNorm2d, conv_layer, conv_norm, make_norm
 
 
 def random_norm(channels: int, eps: float = 1e-5) -> FrozenBatchNorm2d:
@@ -70,11 +70,41 @@ def test_group_norm_has_32_groups_or_as_many_as_divide(channels: int, groups: in
     assert isinstance(norm, nn.GroupNorm) and norm.num_groups == groups
 
 
-@pytest.mark.parametrize("kind", ["frozen_bn", "bn", "sync_bn", "gn"])
+def test_fixed_statistics_train_their_affine_terms_and_nothing_else() -> None:
+    """As a `BatchNorm2d` in eval: output, gradients through the folding, and statistics that stay."""
+    conv, live, x = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), torch.randn(8, 3, 9, 9) * 3 + 1
+    live(conv(x))
+    nn.init.normal_(live.weight)
+    nn.init.normal_(live.bias)
+    fixed = make_norm("bn_eval")(4)
+    fixed.load_state_dict(live.state_dict())
+    found, want = conv_norm(conv, fixed.train(), x), live.eval()(conv(x))
+    torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
+    mine = torch.autograd.grad(found.square().sum(), [fixed.weight, fixed.bias, conv.weight])
+    its = torch.autograd.grad(want.square().sum(), [live.weight, live.bias, conv.weight])
+    for a, b in zip(mine, its):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+    assert not fixed.training
+    assert all(torch.equal(fixed.state_dict()[key], value) for key, value in live.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["none", *NORMS])
+def test_a_layer_of_no_regions_gives_zero_gradients_and_keeps_its_statistics(kind: str) -> None:
+    layer = conv_layer(3, 32, 3, kind).train()
+    before = {key: value.clone() for key, value in layer.state_dict().items()}
+    out = layer(torch.zeros(0, 3, 7, 7))
+    assert out.shape == (0, 32, 7, 7)
+    out.sum().backward()
+    for parameter in layer.parameters():
+        assert parameter.grad is not None and not parameter.grad.any()
+    assert all(torch.equal(before[key], value) for key, value in layer.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["frozen_bn", "bn", "bn_eval", "sync_bn", "gn"])
 def test_every_norm_takes_its_epsilon(kind: str) -> None:
     assert make_norm(kind, 1e-3)(8).eps == 1e-3
 
 
 def test_an_unknown_norm_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="norm 'batch' is unknown: give one of frozen_bn, bn, sync_bn, gn"):
+    with pytest.raises(ValueError, match="norm 'batch' is unknown: give one of frozen_bn, bn, bn_eval, sync_bn, gn"):
         make_norm("batch")
