@@ -8,6 +8,11 @@ one by one on one core; matrix products use all of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
 import torch
 import torchvision
 from torch import Tensor
@@ -26,7 +31,43 @@ def roi_align(feature: Tensor, regions: Tensor, *, size: int, scale: float, samp
     if feature.device.type == "cpu" and feature.shape[2] * feature.shape[3] <= SMALL_GRID:
         return separable_roi_align(feature, regions, size=size, scale=scale, samples=samples, aligned=aligned)
     # torchvision's kernels read planes: they would copy a channels_last feature on their own
-    return torchvision.ops.roi_align(feature.contiguous(), regions, size, scale, samples, aligned=aligned)
+    kernel = partial(
+        torchvision.ops.roi_align,
+        boxes=regions,
+        output_size=size,
+        spatial_scale=scale,
+        sampling_ratio=samples,
+        aligned=aligned,
+    )
+    if feature.device.type == "cpu" and feature.requires_grad and torch.is_grad_enabled():
+        return _ByChannels.apply(feature, kernel)
+    return kernel(feature.contiguous())
+
+
+class _ByChannels(torch.autograd.Function):
+    """torchvision's CPU kernel on one slice of the channels a thread: it works on one core, and its backward pass
+    would be the longest part of a training step."""
+
+    @staticmethod
+    def forward(ctx: Any, feature: Tensor, kernel: Callable[[Tensor], Tensor]) -> Tensor:
+        slices = [part.contiguous() for part in feature.detach().chunk(torch.get_num_threads(), dim=1)]
+        with ThreadPoolExecutor(len(slices)) as pool:
+            ctx.graphs = list(pool.map(lambda part: _with_graph(part, kernel), slices))
+        return torch.cat([out.detach() for _, out in ctx.graphs], dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        graphs, ctx.graphs = ctx.graphs, None
+        parts = gradient.split([out.shape[1] for _, out in graphs], dim=1)
+        with ThreadPoolExecutor(len(graphs)) as pool:
+            found = pool.map(lambda g, part: torch.autograd.grad(g[1], g[0], part.contiguous())[0], graphs, parts)
+            return torch.cat(list(found), dim=1), None
+
+
+def _with_graph(part: Tensor, kernel: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    part.requires_grad_()
+    with torch.enable_grad():
+        return part, kernel(part)
 
 
 def separable_roi_align(

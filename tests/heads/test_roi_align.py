@@ -68,3 +68,27 @@ def test_no_regions_give_no_output_and_a_gradient_of_zeros() -> None:
     found = roi_align(feature, torch.zeros(0, 5), size=7, scale=0.25, samples=0, aligned=True)
     found.sum().backward()
     assert found.shape == (0, 3, 7, 7) and feature.grad is not None and not feature.grad.any()
+
+
+@pytest.mark.parametrize("channels", [1, 5, 16])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_kernel_on_slices_of_the_channels_gives_its_own_bits(channels: int, threads: int) -> None:
+    """Above SMALL_GRID training runs it a slice a thread: the same numbers, values and gradients."""
+    base = torch.randn(2, channels, 96, 100).contiguous(memory_format=torch.channels_last)
+    rois, before = regions(40, 2, 400.0).float(), torch.get_num_threads()
+    weight, results = torch.randn(40, channels, 7, 7), []
+    torch.set_num_threads(threads)
+    try:
+        for function in (
+            lambda f: roi_align(f, rois, size=7, scale=0.25, samples=0, aligned=True),
+            lambda f: tv.roi_align(f.contiguous(), rois, 7, 0.25, 0, aligned=True),
+        ):
+            feature = base.clone().requires_grad_()
+            out = function(feature)
+            (out * weight).sum().backward()
+            results.append((out.detach(), feature.grad))
+    finally:
+        torch.set_num_threads(before)
+    (found, gradient), (want, want_gradient) = results
+    assert torch.equal(found, want) and want.any()
+    assert gradient is not None and want_gradient is not None and torch.equal(gradient, want_gradient)
