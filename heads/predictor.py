@@ -50,13 +50,18 @@ class Predictor:
 
     def _predict(self, images: Sequence[np.ndarray]) -> list[Detections]:
         rule = self.detector.preprocess
-        device = next(self.detector.parameters()).device
+        parameter = next(self.detector.parameters())
+        device, precise = parameter.device, parameter.dtype == torch.float64
         small = []
         for image in images:
             size = ImageSize(height=image.shape[0], width=image.shape[1])
-            target = resized_size(size, short_side_px=rule.short_side_px, long_side_px=rule.long_side_px)
-            small.append(torch.tensor(resize(image, target)).permute(2, 0, 1).to(device))
+            limits = {"short_side_px": rule.short_side_px, "long_side_px": rule.long_side_px}
+            target = resized_size(size, **limits, how=rule.resize)
+            pixels = torch.tensor(resize(image, target, how=rule.resize, precise=precise))
+            small.append(pixels.permute(2, 0, 1).to(device))
         batch = ImageBatch.from_images(small, rule)
+        if precise:
+            batch = replace(batch, pixels=batch.pixels.double())
         autocast: AbstractContextManager[object] = nullcontext()
         if self.dtype is not None:
             autocast = torch.autocast(device.type, dtype=self.dtype)

@@ -17,7 +17,9 @@ class Preprocess:
     `channel_order`: the order the net wants; `value_range` 1 or 255: what uint8's 255 becomes before mean and std
     (both in that order and range). The image's short side is brought to `short_side_px`, unless its long side would
     exceed `long_side_px`; batches are padded with zeros, after normalising, to a multiple of `pad_to_multiple_px`.
-    The default is torchvision's ImageNet training with detectron2's resize rule.
+    `resize`: "pillow" averages when it shrinks (detectron2), "opencv" reads four pixels (mmdetection), both give whole
+    values; "torch" reads four pixels and keeps fractions (torchvision, which normalises first: that is the same for a
+    linear filter). The default is torchvision's ImageNet training with detectron2's resize rule.
     """
 
     channel_order: Literal["rgb", "bgr"] = "rgb"
@@ -27,12 +29,15 @@ class Preprocess:
     short_side_px: int = 800
     long_side_px: int = 1333
     pad_to_multiple_px: int = 32
+    resize: Literal["pillow", "opencv", "torch"] = "pillow"
 
     def __post_init__(self) -> None:
         if self.channel_order not in ("rgb", "bgr") or self.value_range not in (1, 255):
             raise ValueError(
                 f"channel_order={self.channel_order!r}, value_range={self.value_range!r}: give 'rgb' or 'bgr', 1 or 255"
             )
+        if self.resize not in ("pillow", "opencv", "torch"):
+            raise ValueError(f"resize={self.resize!r} is unknown: give 'pillow', 'opencv' or 'torch'")
         if min(self.std) <= 0:
             raise ValueError(f"std={self.std} must be positive")
         if not 0 < self.short_side_px <= self.long_side_px:
@@ -41,19 +46,20 @@ class Preprocess:
             )
 
     def normalise(self, image: Tensor) -> Tensor:
-        """image: (3, H, W) uint8, RGB -> (3, H, W) float32 in the net's channel order. Raises TypeError or ValueError
-        for anything else: floats that were normalised twice are a classic."""
-        if image.dtype != torch.uint8:
+        """image: (3, H, W) uint8, RGB -> (3, H, W) float32 in the net's channel order. Where `resize` is "torch", also
+        floats from 0 to 255, whose precision stays. Raises TypeError or ValueError for anything else: floats that were
+        normalised twice are a classic."""
+        if image.dtype != torch.uint8 and not (self.resize == "torch" and image.is_floating_point()):
             raise TypeError(f"images are uint8 RGB, 0 to 255; this one is {image.dtype}: pass it as it was read")
         if image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(f"images are (3, H, W), this one is {tuple(image.shape)}")
-        pixels = image.to(torch.float32)
+        pixels = image if image.is_floating_point() else image.to(torch.float32)
         if self.channel_order == "bgr":
             pixels = pixels.flip(0)
         if self.value_range == 1:
             pixels = pixels / 255.0
-        mean = torch.tensor(self.mean, device=image.device).reshape(3, 1, 1)
-        std = torch.tensor(self.std, device=image.device).reshape(3, 1, 1)
+        mean = torch.tensor(self.mean, device=image.device, dtype=pixels.dtype).reshape(3, 1, 1)
+        std = torch.tensor(self.std, device=image.device, dtype=pixels.dtype).reshape(3, 1, 1)
         return (pixels - mean) / std
 
     def pad(self, images: Sequence[Tensor]) -> Tensor:
@@ -65,3 +71,15 @@ class Preprocess:
         for row, image in zip(batch, images):
             row[:, : image.shape[1], : image.shape[2]] = image
         return batch
+
+
+# what the published weights of each source were trained on
+PREPROCESS: dict[str, Preprocess] = {
+    "torchvision": Preprocess(resize="torch"),
+    # "pytorch" style: torchvision's mean and std on values up to 255
+    "mmdetection": Preprocess(
+        value_range=255, mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), resize="opencv"
+    ),
+    # MSRA's nets, in caffe: BGR, their scale taken into the first convolution
+    "detectron2": Preprocess(channel_order="bgr", value_range=255, mean=(103.53, 116.28, 123.675), std=(1.0, 1.0, 1.0)),
+}

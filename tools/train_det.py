@@ -94,7 +94,7 @@ def train(config: RunConfig, accelerator: Accelerator, *, resume: bool) -> RCNN:
         # on a CPU channels_last images are enough: oneDNN lays weights out itself, fused optimisers want them plain
         detector.to(memory_format=torch.channels_last)
     per_step = config.train.batch_size // config.train.accumulate
-    images = training_images(config, data)
+    images = training_images(config, data, detector.preprocess.resize)
     plan_of = BatchPlan(data, batch_size=per_step, seed=config.train.seed, span=(0, 0))
     schedule = make_schedule(config, -(-plan_of.per_epoch // config.train.accumulate))
     optimiser = make_optimiser(detector, config.optimiser, schedule.peak_lr)
@@ -145,9 +145,9 @@ def load_train(config: RunConfig) -> CocoData:
     return restrict(data, objects=split.objects, max_images=split.max_images)
 
 
-def training_images(config: RunConfig, data: CocoData) -> TrainingImages:
-    rules = config.input
-    augment = Augment(rules.short_side_px, rules.long_side_px, rules.flip_probability, config.model.mask is not None)
+def training_images(config: RunConfig, data: CocoData, resize: str = "pillow") -> TrainingImages:
+    rules, masks = config.input, config.model.mask is not None
+    augment = Augment(rules.short_side_px, rules.long_side_px, rules.flip_probability, masks, resize)
     return TrainingImages(data, augment, seed=config.train.seed, on_bad_image=config.data.on_bad_image)
 
 

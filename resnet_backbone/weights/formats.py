@@ -1,10 +1,13 @@
 """How the files of each source are wrapped and named, turned into torchvision's names.
 
 A file is either the state dict itself or a dict around it; keys may carry DistributedDataParallel's `module.`.
+Renaming is written once, from our keys to the source's: reading a file is the same table looked up backwards, so that
+what one direction places the other direction finds.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -32,3 +35,21 @@ def to_torchvision_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return {("fc" + key.removeprefix("linear") if key.startswith("linear.") else key): v for key, v in state.items()}
+
+
+def body_key_in_detectron2(key: str) -> str:
+    """Our key of a net's body (`layer1.0.bn2.weight`) -> detectron2's (`res2.0.conv2.norm.weight`)."""
+    key = re.sub(r"^(conv1|bn1)\.", r"stem.\1.", key)
+    key = re.sub(r"^layer(\d)\.", lambda m: f"res{int(m[1]) + 1}.", key)
+    key = re.sub(r"\bbn(\d)\.", r"conv\1.norm.", key)
+    return key.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
+
+
+def body_key_in_transformers(key: str) -> str:
+    """Our key of a net's body -> Hugging Face transformers' `ResNetModel`'s."""
+    key = re.sub(r"^conv1\.", "embedder.embedder.convolution.", key)
+    key = re.sub(r"^bn1\.", "embedder.embedder.normalization.", key)
+    key = re.sub(r"^layer(\d)\.(\d+)\.", lambda m: f"encoder.stages.{int(m[1]) - 1}.layers.{m[2]}.", key)
+    key = re.sub(r"\.conv(\d)\.", lambda m: f".layer.{int(m[1]) - 1}.convolution.", key)
+    key = re.sub(r"\.bn(\d)\.", lambda m: f".layer.{int(m[1]) - 1}.normalization.", key)
+    return key.replace("downsample.0.", "shortcut.convolution.").replace("downsample.1.", "shortcut.normalization.")

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from heads import ImageSize
 from heads.images import UnreadableImage, read_image, resize, resized_size
@@ -54,6 +55,34 @@ def test_resizing_is_bilinear_and_averages_when_it_shrinks(size: ImageSize) -> N
     planes = torch.from_numpy(image).permute(2, 0, 1)[None].float()
     want = F.interpolate(planes, size=(size.height, size.width), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
     assert np.abs(found - want.numpy()).max() <= 1.01
+
+
+@settings(max_examples=200, deadline=None)
+@given(height=st.integers(1, 1200), width=st.integers(1, 1200), rule=st.sampled_from([(800, 1333), (320, 480)]))
+def test_torchvisions_size_is_its_own(height: int, width: int, rule: tuple[int, int]) -> None:
+    size = resized_size(ImageSize(height, width), short_side_px=rule[0], long_side_px=rule[1], how="torch")
+    assume(size.height * size.width < 10**6 and min(size.height, size.width) > 1)  # torchvision fails below one pixel
+    transform = GeneralizedRCNNTransform(*rule, [0.0] * 3, [1.0] * 3)
+    resized, _ = transform.resize(torch.zeros(3, height, width))
+    assert resized.shape == (3, size.height, size.width)
+
+
+def test_the_torch_resize_is_torchvisions() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (100, 160, 3), dtype=np.uint8)
+    transform = GeneralizedRCNNTransform(60, 90, [0.0] * 3, [1.0] * 3)
+    size = resized_size(ImageSize(100, 160), short_side_px=60, long_side_px=90, how="torch")
+    for precise in (False, True):
+        planes = torch.from_numpy(image).permute(2, 0, 1)
+        want, _ = transform.resize(planes.double() if precise else planes.float())
+        found = resize(image, size, how="torch", precise=precise)
+        assert np.array_equal(found, want.permute(1, 2, 0).numpy())
+
+
+def test_the_opencv_resize_gives_whole_values_within_one_of_the_same_filter() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (100, 160, 3), dtype=np.uint8)
+    found = resize(image, ImageSize(57, 90), how="opencv")
+    assert found.dtype == np.uint8 and found.shape == (57, 90, 3)
+    assert np.abs(found - resize(image, ImageSize(57, 90), how="torch")).max() <= 1.01
 
 
 def test_an_image_of_the_right_size_is_left_alone() -> None:

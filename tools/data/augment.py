@@ -29,8 +29,9 @@ class ShortSide(A.DualTransform):
     """Brings the short side to one of `short_side_px`, drawn anew each time, with a cap on the long side, by the resize
     that inference uses."""
 
-    def __init__(self, short_side_px: Sequence[int], long_side_px: int) -> None:
+    def __init__(self, short_side_px: Sequence[int], long_side_px: int, how: str) -> None:
         super().__init__(p=1.0)
+        self.how = how
         self.short_side_px, self.long_side_px = tuple(short_side_px), long_side_px
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
@@ -38,10 +39,11 @@ class ShortSide(A.DualTransform):
         # not py_random: each transform's is seeded alike, so that the size would follow from the flip's own draw
         short = int(self.random_generator.choice(self.short_side_px))
         now = ImageSize(height=height, width=width)
-        return {"now": now, "size": resized_size(now, short_side_px=short, long_side_px=self.long_side_px)}
+        size = resized_size(now, short_side_px=short, long_side_px=self.long_side_px, how=self.how)
+        return {"now": now, "size": size}
 
     def apply(self, img: np.ndarray, size: ImageSize, **params: Any) -> np.ndarray:
-        return resize(img, size)
+        return resize(img, size, how=self.how)
 
     def apply_to_mask(self, mask: np.ndarray, size: ImageSize, **params: Any) -> np.ndarray:
         return cv2.resize(mask, (size.width, size.height), interpolation=cv2.INTER_NEAREST_EXACT)
@@ -61,15 +63,17 @@ class Augment:
     """Flip and multi-scale resize. What is drawn is a function of the seed given to each call, and of nothing else.
 
     masks: carry outlines; an image whose objects are all polygons keeps polygons, one with any RLE gets bitmaps.
+    resize: as `Preprocess.resize`.
     """
 
     short_side_px: tuple[int, ...]
     long_side_px: int
     flip_probability: float
     masks: bool
+    resize: str = "pillow"
 
     def __call__(self, image: np.ndarray, record: ImageRecord, seed: int) -> tuple[torch.Tensor, Targets]:
-        """image: (H, W, 3) uint8 -> (3, h, w) uint8 and its targets."""
+        """image: (H, W, 3) uint8 -> (3, h, w) uint8 (float32 where `resize` is "torch") and its targets."""
         polygonal = all(isinstance(s, list) for s in record.segmentations)
         flat = [polygons_from(s) for s in record.segmentations] if self.masks and polygonal else []
         vertices = [polygon for polygons in flat for polygon in polygons]
@@ -99,7 +103,7 @@ class Augment:
 
     def _pipeline(self) -> A.Compose:
         return A.Compose(
-            [A.HorizontalFlip(p=self.flip_probability), ShortSide(self.short_side_px, self.long_side_px)],
+            [A.HorizontalFlip(p=self.flip_probability), ShortSide(self.short_side_px, self.long_side_px, self.resize)],
             bbox_params=A.BboxParams(format="pascal_voc", label_fields=["rows"]),
             keypoint_params=A.KeypointParams(format="xy", remove_invisible=False),
         )
