@@ -64,7 +64,7 @@ def pick_precision(setting: str, device: str) -> str:
     capabilities: dict[str, bool] = getattr(
         torch.cpu, "get_capabilities", dict
     )()  # older torch cannot tell: fp32 is always right
-    return "bf16" if capabilities.get("amx_bf16", False) else "fp32"
+    return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "fp32"
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
