@@ -67,6 +67,7 @@ class OptimiserConfig(_Section):
     kind: Literal["sgd", "adamw"] = Field("sgd", description="SGD with momentum, or AdamW")
     lr: float = Field(0.02, gt=0, description="learning rate after warm-up, for reference_batch images a step")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum; AdamW's beta1")
+    beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's memory of squared gradients; lower for short runs")
     weight_decay: float = Field(1e-4, ge=0, description="on everything but norms")
     clip_norm: float | None = Field(None, gt=0, description="largest norm of the whole gradient; none does not clip")
 

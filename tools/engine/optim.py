@@ -29,7 +29,7 @@ def make_optimiser(model: nn.Module, settings: OptimiserConfig, lr: float) -> to
     groups = [group for group in groups if group["params"]]
     if settings.kind == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum, fused=True)
-    return torch.optim.AdamW(groups, lr=lr, betas=(settings.momentum, 0.999), fused=True)
+    return torch.optim.AdamW(groups, lr=lr, betas=(settings.momentum, settings.beta2), fused=True)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,24 @@ def test_norms_do_not_decay_and_frozen_parameters_are_absent(norm: str, frozen_s
     }
 
 
+@pytest.mark.parametrize("beta2", [0.9, 0.999])
+def test_adamw_is_torchs_with_these_betas(beta2: float) -> None:
+    settings = OptimiserConfig(kind="adamw", momentum=0.8, beta2=beta2, weight_decay=0.1)
+    ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2)
+    theirs.load_state_dict(ours.state_dict())
+    optimisers = [
+        make_optimiser(ours, settings, lr=0.1),
+        torch.optim.AdamW(theirs.parameters(), lr=0.1, betas=(0.8, beta2), weight_decay=0.1),
+    ]
+    for _ in range(4):
+        x = torch.randn(5, 3)
+        for model, optimiser in zip((ours, theirs), optimisers):
+            optimiser.zero_grad()
+            model(x).square().sum().backward()
+            optimiser.step()
+    torch.testing.assert_close(ours.weight, theirs.weight)
+
+
 def test_one_step_shrinks_weights_but_not_norms() -> None:
     """SGD without gradient: w <- w - lr * decay * w, and a norm stays."""
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
