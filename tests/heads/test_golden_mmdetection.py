@@ -1,4 +1,9 @@
-"""Golden files: what mmdetection 3.3 computes for two shrunken R-CNNs, at the tolerances of the files' README."""
+"""Golden files: what mmdetection 3.3 computes for two shrunken R-CNNs, at the tolerances of their README.
+
+The files are float32 throughout. Ours runs in float64 where it can, so that what is left is the file's own rounding on
+every machine. Gradients go through ReLUs and assignments that rounding decides, so they are compared in float32: losses
+agree within 3e-6, gradient norms within 6e-3, with oneDNN's kernels and without.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +40,14 @@ def golden(request: pytest.FixtureRequest, shared: Path) -> tuple[dict[str, Any]
     return file, build(recipe, file["state_dict"], "mmdetection", PYTORCH)
 
 
+def exact(detector: RCNN) -> RCNN:
+    """In float64; anchors stay in float32, because which of them tie for a truth's best hangs on their rounding."""
+    detector.double().rpn.anchors.float()
+    return detector
+
+
 def test_features(golden: tuple[dict[str, Any], RCNN]) -> None:
-    file, detector = golden
+    file, detector = golden[0], exact(golden[1])
     with torch.inference_mode():
         levels = detector.neck(detector.backbone(batch_of(file, detector).pixels))
     assert list(levels) == list(file["features"])
@@ -46,19 +57,19 @@ def test_features(golden: tuple[dict[str, Any], RCNN]) -> None:
 
 
 def test_proposals(golden: tuple[dict[str, Any], RCNN]) -> None:
-    file, detector = golden
+    file, detector = golden[0], exact(golden[1])
     batch = batch_of(file, detector)
     with torch.inference_mode():
         levels = detector.neck(detector.backbone(batch.pixels))
         proposals = detector.rpn.propose(levels, batch.sizes, tuple(batch.pixels.shape[-2:]))
     for found, want in zip(proposals, file["proposals"], strict=True):
-        torch.testing.assert_close(found.boxes, want["boxes"], rtol=0, atol=0.05)
-        torch.testing.assert_close(found.scores.sigmoid(), want["scores"], rtol=0, atol=1e-3)
+        torch.testing.assert_close(found.boxes, want["boxes"].to(found.boxes), rtol=0, atol=0.05)
+        torch.testing.assert_close(found.scores.sigmoid(), want["scores"].to(found.scores), rtol=0, atol=1e-3)
 
 
 def test_losses_and_gradients(golden: tuple[dict[str, Any], RCNN]) -> None:
     file, detector = golden
-    detector.train().zero_grad()
+    detector.float().train().zero_grad()
     targets = [
         Targets(boxes, labels, BitMasks(torch.from_numpy(np.stack([coco.decode(rle).astype(bool) for rle in rles]))))
         for boxes, labels, rles in zip(file["gt_boxes"], file["gt_labels"], file["gt_masks_rle"], strict=True)
@@ -75,7 +86,7 @@ def test_losses_and_gradients(golden: tuple[dict[str, Any], RCNN]) -> None:
 
 
 def test_detections(golden: tuple[dict[str, Any], RCNN]) -> None:
-    file, detector = golden
+    file, detector = golden[0], exact(golden[1])
     batch = batch_of(file, detector)
     with torch.inference_mode():
         detections = detector.eval().detect(batch)
@@ -85,8 +96,8 @@ def test_detections(golden: tuple[dict[str, Any], RCNN]) -> None:
         roi_masks = found.masks
         found = to_image(found, network, ImageSize(height=height, width=width))
         assert torch.equal(found.labels, want["labels"])
-        torch.testing.assert_close(found.boxes, want["boxes"], rtol=0, atol=0.05)
-        torch.testing.assert_close(found.scores, want["scores"], rtol=0, atol=1e-3)
+        torch.testing.assert_close(found.boxes, want["boxes"].to(found.boxes), rtol=0, atol=0.05)
+        torch.testing.assert_close(found.scores, want["scores"].to(found.scores), rtol=0, atol=1e-3)
         if roi_masks is None:
             continue
         assert isinstance(roi_masks, RoiMasks) and isinstance(found.masks, BitMasks)
@@ -94,6 +105,6 @@ def test_detections(golden: tuple[dict[str, Any], RCNN]) -> None:
         wanted = torch.from_numpy(np.stack([coco.decode(rle).astype(bool) for rle in want["masks_rle"]]))
         differ = found.masks.bits != wanted
         assert int((differ.flatten(1).sum(1) <= 4).sum()) >= 90
-        # the rest: 26 px at most, of masks of over ten thousand; the file is float32, and our own float64 differs from
-        # it by up to 18. Every such pixel's probability lies at the cut.
+        # the rest: 18 px at most, of masks of over ten thousand, by the file's rounding: each of these pixels'
+        # probability lies at the cut
         assert not (differ & ~(loose & ~tight)).any()
