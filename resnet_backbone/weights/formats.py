@@ -43,13 +43,3 @@ def body_key_in_detectron2(key: str) -> str:
     key = re.sub(r"^layer(\d)\.", lambda m: f"res{int(m[1]) + 1}.", key)
     key = re.sub(r"\bbn(\d)\.", r"conv\1.norm.", key)
     return key.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
-
-
-def body_key_in_transformers(key: str) -> str:
-    """Our key of a net's body -> Hugging Face transformers' `ResNetModel`'s."""
-    key = re.sub(r"^conv1\.", "embedder.embedder.convolution.", key)
-    key = re.sub(r"^bn1\.", "embedder.embedder.normalization.", key)
-    key = re.sub(r"^layer(\d)\.(\d+)\.", lambda m: f"encoder.stages.{int(m[1]) - 1}.layers.{m[2]}.", key)
-    key = re.sub(r"\.conv(\d)\.", lambda m: f".layer.{int(m[1]) - 1}.convolution.", key)
-    key = re.sub(r"\.bn(\d)\.", lambda m: f".layer.{int(m[1]) - 1}.normalization.", key)
-    return key.replace("downsample.0.", "shortcut.convolution.").replace("downsample.1.", "shortcut.normalization.")
