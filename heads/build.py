@@ -88,7 +88,8 @@ class DetectorRecipe:
         return replace(row, stride_on=self.stride_on, c5_dilation=2 if self.neck == "dc5" else 1)
 
 
-NECKS = ("fpn", "c4", "dc5")
+# what each neck takes from the backbone
+NECKS: dict[str, tuple[str, ...]] = {"fpn": ("c2", "c3", "c4", "c5"), "c4": ("c4", "c5"), "dc5": ("c5",)}
 _ONE_LEVEL = ((32.0, 64.0, 128.0, 256.0, 512.0),)
 # detectron2's COCO-Detection and COCO-InstanceSegmentation configurations
 _RPNS = {
@@ -139,8 +140,8 @@ def build_detector(
     """A detector from a name in `DETECTORS` or a recipe, for labels 0..num_classes - 1.
 
     weights: a whole detector's file or state dict, loaded strictly; a file that we wrote also brings its `Preprocess`
-    and class names. backbone: a module with `feature_specs` for
-    c2..c5 (`build_backbone(..., weights="imagenet1k_v1")`); without it the recipe's own is built.
+    and class names. backbone: a module with `feature_specs` for the levels of `NECKS` that the recipe takes
+    (`build_backbone(..., weights="imagenet1k_v1")` has c2..c5); without it the recipe's own is built.
     Raises ValueError for unknown names, or where norms or stages would be frozen that nobody has trained;
     `WeightMismatch` where the weights do not fit.
     """
@@ -168,12 +169,11 @@ def adopt(detector: RCNN, meta: Mapping[str, Any]) -> None:
 
 def empty_backbone(recipe: DetectorRecipe) -> ResNetBackbone:
     """The recipe's backbone at its initial values, for weights that are loaded later."""
-    levels = {"fpn": ("c2", "c3", "c4", "c5"), "c4": ("c4", "c5"), "dc5": ("c5",)}[recipe.neck]
     return ResNetBackbone(
         recipe.spec,
         norm=recipe.norm,
         norm_eps=recipe.conventions.norm_eps,
-        out_levels=levels,
+        out_levels=NECKS[recipe.neck],
         frozen_stages=recipe.frozen_stages,
     )
 
@@ -186,21 +186,19 @@ def assemble(recipe: DetectorRecipe, num_classes: int, backbone: nn.Module) -> R
     if num_classes < 1:
         raise ValueError(f"num_classes={num_classes}: a detector needs at least one class (the background is its own)")
     conventions = recipe.conventions
-    stage, channels = None, recipe.pyramid_channels
-    if recipe.neck == "c4":
-        stage, after = _take_c5(backbone)
-        channels = after.channels
+    stage, after = _take_c5(backbone) if recipe.neck == "c4" else (None, None)
     given = cast("Mapping[str, FeatureSpec]", backbone.feature_specs)
     neck: nn.Module = nn.Identity()
     if recipe.neck == "fpn":
         neck = pyramid = FeaturePyramid(given, channels=recipe.pyramid_channels, norm=recipe.pyramid_norm)
         specs, pooled = pyramid.feature_specs, list(pyramid.feature_specs)[:-1]  # P6 only proposes
     else:
-        level = "c4" if recipe.neck == "c4" else "c5"
+        level = NECKS[recipe.neck][0]
         if level not in given:
             raise ValueError(f"a {recipe.neck} detector reads {level.upper()}, the backbone gives {list(given)}")
         specs, pooled = {level: given[level]}, [level]
-        channels = channels if stage is not None else given[level].channels
+    read = specs[pooled[0]].channels  # what the RPN reads; the heads read what a stage makes of it
+    channels = read if after is None else after.channels
     sizes = dict(zip(specs, recipe.rpn.anchor_sizes_px))
     strides = {level: spec.stride for level, spec in specs.items()}
     anchors = AnchorGrid(sizes, recipe.rpn.anchor_ratios, strides, conventions)
@@ -216,7 +214,7 @@ def assemble(recipe: DetectorRecipe, num_classes: int, backbone: nn.Module) -> R
     return RCNN(
         backbone,
         neck,
-        RPN(next(iter(specs.values())).channels, anchors, recipe.rpn, conventions),
+        RPN(read, anchors, recipe.rpn, conventions),
         box_regions,
         BoxHead(channels, num_classes, recipe.box, conventions),
         instance_heads,

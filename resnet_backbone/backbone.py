@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import BasicBlock, Bottleneck, CifarStem, Stem
-from .norm import MakeNorm, conv_norm, make_norm
+from .norm import MakeNorm, conv_norm, initialise_convs, make_norm
 from .specs import RESNETS, ResNetSpec
 from .suggest import unknown
 
@@ -94,10 +94,9 @@ class ResNetBody(nn.Module):
 
     def _initialise(self) -> None:
         """He et al. (ICCV 2015), the paper's section 3.4: N(0, sqrt(2 / fan-out)), norms at one and zero."""
+        initialise_convs(self)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif self.spec.zero_init_last_norm and isinstance(module, (BasicBlock, Bottleneck)):
+            if self.spec.zero_init_last_norm and isinstance(module, (BasicBlock, Bottleneck)):
                 nn.init.zeros_(cast(Tensor, module.last_norm.weight))
 
     def stage_names(self) -> list[str]:

@@ -29,7 +29,8 @@ from tools import cli
 from tools.config import RunConfig, load_config
 from tools.data import loader
 from tools.data.augment import Augment
-from tools.data.coco import CocoData, ImageRecord, load_coco, restrict
+from tools.data.coco import CocoData, ImageRecord
+from tools.eval_det import load_split
 from tools.evaluation import results as writer
 from tools.evaluation.scores import score_coco
 
@@ -62,8 +63,7 @@ def oracle(config: RunConfig) -> list[Check]:
     if config.data.val is None:
         raise ValueError("there is nothing to check: set data.val.images and data.val.annotations")
     split = config.data.val
-    data = load_coco(split.images, split.annotations, masks=True)
-    data = restrict(data, objects=split.objects, max_images=split.max_images)
+    data = load_split(split, masks=True)
     unreadable: list[str] = []
     results: list[dict[str, Any]] = []
     for record in data.records:

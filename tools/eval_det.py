@@ -20,7 +20,7 @@ from heads.files import load_detector
 from heads.images import UnreadableImage
 from heads.predictor import Predictor
 from tools import cli
-from tools.config import RunConfig, load_config
+from tools.config import RunConfig, SplitConfig, load_config
 from tools.data.coco import CocoData, ImageRecord, load_coco, restrict
 from tools.data.loader import read_checked
 from tools.engine.train import pick_device, pick_precision
@@ -34,8 +34,12 @@ def load_val(config: RunConfig) -> CocoData:
     """The split to score on, with images that have no boxes: a false alarm counts there too."""
     if config.data.val is None:
         raise ValueError("there is nothing to score on: set data.val.images and data.val.annotations")
-    split = config.data.val
-    data = load_coco(split.images, split.annotations, skip_missing=config.data.on_bad_image == "skip")
+    return load_split(config.data.val, skip_missing=config.data.on_bad_image == "skip")
+
+
+def load_split(split: SplitConfig, **options: Any) -> CocoData:
+    """A split, restricted as its settings say; options as in `load_coco`."""
+    data = load_coco(split.images, split.annotations, **options)
     return restrict(data, objects=split.objects, max_images=split.max_images)
 
 

@@ -32,12 +32,12 @@ from resnet_backbone.backbone import refuse_to_freeze_nothing
 from tools import cli
 from tools.config import RunConfig, load_config, to_yaml
 from tools.data.augment import Augment
-from tools.data.coco import CocoData, load_coco, restrict
+from tools.data.coco import CocoData
 from tools.data.loader import BatchPlan, TrainingImages, make_loader, read_checked
 from tools.engine.log import RunLog
 from tools.engine.optim import make_optimiser, make_schedule
 from tools.engine.train import Trainer, make_accelerator
-from tools.eval_det import kinds_of, load_val, predict_results, score, write_scores
+from tools.eval_det import kinds_of, load_split, load_val, predict_results, score, write_scores
 from tools.evaluation.table import scores_table
 from tools.predict import picture
 from tools.report.curves import write_loss_curve
@@ -89,6 +89,7 @@ def train(config: RunConfig, accelerator: Accelerator, *, resume: bool) -> RCNN:
     data = load_train(config)
     if accelerator.is_main_process:
         show_data(data, config)
+    val = load_val(config) if config.data.val is not None else None
     detector = make_detector(config, data, say).to(accelerator.device)
     if accelerator.device.type == "cuda":
         # on a CPU channels_last images are enough: oneDNN lays weights out itself, fused optimisers want them plain
@@ -100,7 +101,7 @@ def train(config: RunConfig, accelerator: Accelerator, *, resume: bool) -> RCNN:
     optimiser = make_optimiser(detector, config.optimiser, schedule.peak_lr)
     trainer = Trainer(
         accelerator, detector, optimiser, schedule, config, detector.preprocess, plan_of.per_epoch,
-        evaluate=lambda step: evaluate(detector, config, accelerator, say) if config.data.val else {},
+        evaluate=lambda step: {} if val is None else evaluate(detector, val, config, accelerator, say),
     )  # fmt: skip
     if resume:
         trainer.resume()
@@ -123,7 +124,7 @@ def train(config: RunConfig, accelerator: Accelerator, *, resume: bool) -> RCNN:
     if accelerator.is_main_process:
         with RunLog(config.out, schedule.total, trainer.step, cli.CONSOLE) as log:
             trainer.run(loader, log)
-        finish(detector, config)
+        finish(detector, val, config)
     else:
         trainer.run(loader, None)
     return detector
@@ -134,15 +135,13 @@ def load_train(config: RunConfig) -> CocoData:
     if config.data.train is None:
         raise ValueError("there is nothing to train on: set data.train.images and data.train.annotations")
     split = config.data.train
-    data = load_coco(
-        split.images,
-        split.annotations,
+    return load_split(
+        split,
         masks=config.model.mask is not None,
         min_box_px=config.data.min_box_px,
         keep_empty=config.data.empty_images == "keep",
         skip_missing=config.data.on_bad_image == "skip",
     )
-    return restrict(data, objects=split.objects, max_images=split.max_images)
 
 
 def training_images(config: RunConfig, data: CocoData, resize: str = "pillow") -> TrainingImages:
@@ -219,9 +218,10 @@ def _truth_picture(pixels: torch.Tensor, targets: Targets, names: tuple[str, ...
     return draw_instances(pixels.permute(1, 2, 0).numpy(), targets.boxes.numpy(), labels, masks=masks, min_side_px=320)
 
 
-def evaluate(detector: RCNN, config: RunConfig, accelerator: Accelerator, say: Console) -> dict[str, float | None]:
+def evaluate(
+    detector: RCNN, data: CocoData, config: RunConfig, accelerator: Accelerator, say: Console
+) -> dict[str, float | None]:
     """Score with all processes; the main one writes results.json and scores.json."""
-    data = load_val(config)
     share = (accelerator.process_index, accelerator.num_processes)
     results = gather_object(predict_results(detector, data, config, share=share, quiet=True))
     values: list[dict[str, float | None]] = [{}]
@@ -236,12 +236,11 @@ def evaluate(detector: RCNN, config: RunConfig, accelerator: Accelerator, say: C
     return values[0]
 
 
-def finish(detector: RCNN, config: RunConfig) -> None:
+def finish(detector: RCNN, data: CocoData | None, config: RunConfig) -> None:
     """The loss curve, a page of predictions, and where to look."""
     write_loss_curve(config.out / "metrics.jsonl", config.out / "loss_curve.png")
     written = ["loss_curve.png"]
-    if config.data.val is not None:
-        data = load_val(config)
+    if data is not None:
         step = max(1, len(data.records) // 12)
         predictor = Predictor(detector)
         tiles, captions = [], []
