@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 from torch import Tensor, nn
 
-from resnet_backbone import RESNETS, FeatureSpec, Preprocess, ResNetBackbone, ResNetSpec, WeightReport, load_weights
+from resnet_backbone import RESNETS, FeatureSpec, ResNetBackbone, ResNetSpec, WeightReport, load_weights
 from resnet_backbone.backbone import refuse_to_freeze_nothing
+from resnet_backbone.blocks import Bottleneck
 from resnet_backbone.norm import NORMS
 from resnet_backbone.suggest import unknown
-from resnet_backbone.weights.load import read_content
+from resnet_backbone.weights.formats import Renamed
+from resnet_backbone.weights.load import WeightFile, meaning_of, read_weights
+from resnet_backbone.weights.sources import WeightSource
 
 from .anchors import AnchorGrid
 from .box_head import BoxHead, BoxHeadSpec
-from .conventions import CONVENTIONS, Conventions
+from .conventions import CONVENTIONS, Conventions, certified_conventions, conventions_of
 from .detector import RCNN
+from .formats import candidates_of, layout_of
 from .fpn import FeaturePyramid
 from .mask_head import MaskHead, MaskHeadSpec
 from .roi_pool import RegionPooler
@@ -135,36 +139,58 @@ def build_detector(
     *,
     num_classes: int,
     weights: str | PathLike[str] | Mapping[str, Tensor] | None = None,
+    source: str | None = None,
     backbone: nn.Module | None = None,
 ) -> RCNN:
     """A detector from a name in `DETECTORS` or a recipe, for labels 0..num_classes - 1.
 
-    weights: a whole detector's file or state dict, loaded strictly; a file that we wrote also brings its `Preprocess`
-    and class names. backbone: a module with `feature_specs` for the levels of `NECKS` that the recipe takes
+    weights: a whole detector's file or state dict, ours, torchvision's, detectron2's or mmdetection's, loaded strictly.
+    The detector is built with the conventions and the epsilon of the weights, and takes over their `Preprocess` and
+    class names; a recipe given by its name also takes their stride placement, a `DetectorRecipe` means what it says.
+    source: whose weights they are (a key of `weights.sources.SOURCES`) where the file does not tell.
+    backbone: a module with `feature_specs` for the levels of `NECKS` that the recipe takes
     (`build_backbone(..., weights="imagenet1k_v1")` has c2..c5); without it the recipe's own is built.
-    Raises ValueError for unknown names, or where norms or stages would be frozen that nobody has trained;
-    `WeightMismatch` where the weights do not fit.
+    Raises ValueError for unknown names, where norms or stages would be frozen that nobody has trained, or for another
+    number of classes; otherwise as `load_weights` does.
     """
+    by_name = isinstance(recipe, str)
     if isinstance(recipe, str):
         if recipe not in DETECTORS:
             raise ValueError(f"no detector is called {recipe!r}: {unknown(recipe, DETECTORS)}")
         recipe = DETECTORS[recipe]
     if backbone is None:
         refuse_to_freeze_nothing(weights is not None, recipe.norm, recipe.frozen_stages)
-        backbone = empty_backbone(recipe)
-    detector = assemble(recipe, num_classes, backbone)
-    if weights is not None:
-        content = read_content(weights)
-        load_weights(detector, content)  # type: ignore[arg-type]  # it says itself what it cannot read
-        if isinstance(content, Mapping) and "meta" in content:
-            adopt(detector, content["meta"])
+    if weights is None:
+        return assemble(recipe, num_classes, empty_backbone(recipe) if backbone is None else backbone)
+    file = read_weights(weights)
+    meaning = meaning_of(file, Renamed({}, candidates_of(file.state)), source)
+    if meaning is not None:
+        recipe = adopted(recipe, meaning, file, with_stride=by_name)
+        if file.meta is None:
+            _require_classes(file, num_classes)
+    detector = assemble(recipe, num_classes, empty_backbone(recipe) if backbone is None else backbone)
+    load_weights(detector, file, origin=source)
     return detector
 
 
-def adopt(detector: RCNN, meta: Mapping[str, Any]) -> None:
-    """Take over what travelled with a file's weights: how images are to be prepared, and the classes' names."""
-    detector.preprocess = Preprocess(**meta["preprocess"])
-    detector.class_names = tuple(meta["class_names"])
+def adopted(recipe: DetectorRecipe, meaning: WeightSource, file: WeightFile, *, with_stride: bool) -> DetectorRecipe:
+    """The recipe with what the weights were trained with; with_stride: the placement of the stride too."""
+    recipe = replace(recipe, conventions=certified_conventions(file) or conventions_of(meaning))
+    if with_stride and issubclass(RESNETS[recipe.backbone].block, Bottleneck):
+        recipe = replace(recipe, stride_on=meaning.stride_on)
+    if file.meta is None and meaning.project == "mmdetection":  # its Mask R-CNN's own setting
+        recipe = replace(recipe, box=replace(recipe.box, keep_best=recipe.mask is not None))
+    return recipe
+
+
+def _require_classes(file: WeightFile, num_classes: int) -> None:
+    layout = layout_of(file.state)
+    rows = next((len(v) for k, v in file.state.items() if k.endswith(("cls_score.bias", "fc_cls.bias"))), 0)
+    if layout is not None and rows and rows != num_classes + 1:
+        raise ValueError(
+            f"{file} knows {rows - 1} classes and the background, num_classes={num_classes} was asked for: build it "
+            f"with num_classes={rows - 1} (the background is not counted), then fine_tune() another one from it"
+        )
 
 
 def empty_backbone(recipe: DetectorRecipe) -> ResNetBackbone:

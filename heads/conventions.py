@@ -6,8 +6,11 @@ field: boxes of real-valued extent, the deltas' weights, log(1000 / 16) as the l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+from resnet_backbone.weights.load import WeightFile
+from resnet_backbone.weights.sources import WeightSource
 
 
 @dataclass(frozen=True)
@@ -73,3 +76,17 @@ CONVENTIONS: dict[str, Conventions] = {
         level_ratio_eps=0.25e-6,  # 1e-6 on the side over 56 px
     ),
 }
+
+
+def conventions_of(meaning: WeightSource) -> Conventions:
+    """Of the detectors of a source. Raises ValueError for a project that publishes none."""
+    if meaning.project not in CONVENTIONS:
+        raise ValueError(f"{meaning.project} has no detectors: give one of {', '.join(CONVENTIONS)}")
+    return replace(CONVENTIONS[meaning.project], norm_eps=meaning.norm_eps)
+
+
+def certified_conventions(file: WeightFile) -> Conventions | None:
+    """Those in the certificate of a detector's file of ours; None for any other file."""
+    if file.meta is None or "recipe" not in file.meta:
+        return None
+    return Conventions(**file.meta["recipe"]["conventions"])

@@ -6,14 +6,21 @@ Glossary: N images; levels: name -> (N, C, h, w); regions: pooled features of bo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from resnet_backbone import Preprocess
+from resnet_backbone import Preprocess, ResNetBackbone
+from resnet_backbone.weights.formats import Renamed
+from resnet_backbone.weights.load import WeightFile
+from resnet_backbone.weights.sources import WeightSource
 
 from .box_head import BoxHead
 from .boxes import larger_than
+from .class_lists import class_names_in
+from .conventions import certified_conventions, conventions_of
+from .formats import from_layout, layout_of
 from .mask_head import MaskHead
 from .roi_pool import RegionPooler
 from .rpn import RPN
@@ -25,7 +32,8 @@ class RCNN(nn.Module):
 
     Args: the parts, in the order in which an image meets them. instance_heads: name -> (pooler, head) of what is
     asked of every detected instance; they become the modules `<name>_regions` and `<name>_head`.
-    `preprocess` and `class_names` travel with the weights.
+    `preprocess` and `class_names` travel with the weights, and so does `background`: rows that torchvision's layout has
+    for it and no decision reads, kept for the way back.
     """
 
     def __init__(
@@ -45,8 +53,9 @@ class RCNN(nn.Module):
             if regions_of is not box_regions:  # a C4 detector's heads share theirs
                 self.add_module(f"{name}_regions", regions_of)
             self.add_module(f"{name}_head", head)
-        self.preprocess = Preprocess()
+        self.preprocess: Preprocess = getattr(backbone, "preprocess", Preprocess())
         self.class_names: tuple[str, ...] = tuple(f"class {i}" for i in range(box_head.num_classes))
+        self.background: dict[str, Tensor] = {}
 
     @property
     def instance_heads(self) -> Iterator[tuple[RegionPooler, MaskHead]]:
@@ -84,6 +93,39 @@ class RCNN(nn.Module):
         for regions_of, head in self.instance_heads:
             detections = head.detect(regions_of(levels, [d.boxes for d in detections]), detections)
         return detections
+
+    def our_names(self, state: Mapping[str, Tensor]) -> Renamed:
+        """A whole detector's tensors in whatever layout (`formats.LAYOUTS`), under the names here."""
+        layout = layout_of(state)
+        if layout is not None:
+            return from_layout(self.state_dict(), state, layout)
+        mark = "background."
+        kept = {key.removeprefix(mark): value for key, value in state.items() if key.startswith(mark)}
+        return Renamed({key: value for key, value in state.items() if not key.startswith(mark)}, extra=kept)
+
+    def require_meaning(self, meaning: WeightSource, file: WeightFile) -> None:
+        """Raises ValueError where this detector computes otherwise than the one that the weights were trained in."""
+        if isinstance(self.backbone, ResNetBackbone):
+            self.backbone.require_meaning(meaning, file)
+        wanted, mine = certified_conventions(file) or conventions_of(meaning), self.box_head.conventions
+        differing = [name for name, value in vars(wanted).items() if getattr(mine, name) != value]
+        if differing:
+            name = differing[0]
+            raise ValueError(
+                f"{file}: {len(differing)} conventions of these weights are not this detector's, first {name} "
+                f"({getattr(wanted, name)} against {getattr(mine, name)}): build_detector(..., weights=...) adopts them"
+            )
+
+    def adopt_meaning(self, meaning: WeightSource | None, file: WeightFile, renamed: Renamed) -> None:
+        """Take over the weights' preprocessing and class names, and keep the background's rows for a way back."""
+        self.background = dict(renamed.extra)
+        if meaning is not None:
+            self.preprocess = meaning.preprocess
+            whole_pixels = file.meta is None and meaning.project == "detectron2" and isinstance(self.neck, nn.Identity)
+            if whole_pixels:  # detectron2 pads for a pyramid alone
+                self.preprocess = replace(meaning.preprocess, pad_to_multiple_px=1)
+        names = class_names_in(file.content, self.box_head.num_classes, renamed.layout)
+        self.class_names = names or self.class_names
 
     def _check(self, batch: ImageBatch, targets: Sequence[Targets]) -> None:
         if len(targets) != len(batch.sizes):

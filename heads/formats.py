@@ -1,6 +1,6 @@
 """How other projects name and lay out a whole detector's tensors: our state dict -> theirs, and back.
 
-Every source is one function from our key to theirs; a file is read by looking the same table up backwards, so what one
+Every layout is one function from our key to theirs; a file is read by looking the same table up backwards, so what one
 direction places the other finds. Classes: ours are 0..K-1 with the background last, in logits alone; torchvision puts
 the background first, and gives it deltas and a mask of its own.
 """
@@ -9,107 +9,116 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from resnet_backbone.suggest import unknown
-from resnet_backbone.weights.formats import body_key_in_detectron2
-
-from .detector import RCNN
+from resnet_backbone.weights.formats import Renamed, body_key_in_detectron2
 
 
-def key_in_detectron2(key: str) -> str:
-    """Our key -> detectron2's `GeneralizedRCNN`'s, of a detector with a pyramid."""
+@dataclass(frozen=True)
+class Shape:
+    """What of a detector's structure a layout's names hang on."""
+
+    pyramid: bool
+    rpn_convs: int
+    box_convs: int
+
+    @classmethod
+    def of(cls, keys: Mapping[str, Tensor]) -> Shape:
+        def count(layers: str) -> int:
+            return len({key.split(".")[2] for key in keys if key.startswith(layers)})
+
+        return cls(any(key.startswith("neck.") for key in keys), count("rpn.convs."), count("box_head.convs."))
+
+
+Split = tuple[str, str, str]  # part, name, the rest: "box_head", "convs", "0.1.weight"
+
+
+def _split(key: str) -> Split:
     part, _, rest = key.partition(".")
+    name, _, last = rest.partition(".")
+    return part, name, last
+
+
+def _layer(last: str, *, bare: str, conv: str, norm: str) -> str:
+    """ "0.1.bias": layer 0's norm's bias, "0.0.weight": its convolution's weight, "0.weight": that of a convolution
+    without a norm -> the layer's number or name, and the tensor's name below it."""
+    _, *tail = last.split(".")
+    inside = {1: bare, 2: conv if tail[0] == "0" else norm}[len(tail)]
+    return f"{inside}{tail[-1]}"
+
+
+def key_in_detectron2(key: str, shape: Shape) -> str:
+    """Our key -> detectron2's `GeneralizedRCNN`'s."""
+    part, name, last = _split(key)
+    layer = _layer(last, bare="", conv="", norm="norm.") if name in ("lateral", "output", "convs", "hidden") else ""
+    number = int(last.split(".")[0]) + 1 if name in ("convs", "hidden") else 0
     if part == "backbone":
-        return "backbone.bottom_up." + body_key_in_detectron2(rest)
+        return f"backbone.{'bottom_up.' if shape.pyramid else ''}{body_key_in_detectron2(f'{name}.{last}')}"
+    if part == "box_regions":  # a C4 detector's fifth stage
+        return "roi_heads." + body_key_in_detectron2(f"layer4.{last}")
     if part == "neck":
-        kind, level, *last = rest.split(".")
-        return f"backbone.fpn_{kind}{level[1:]}.{_normed(last)}"
-    return _heads_in_detectron2(part, rest)
-
-
-def key_in_detectron2_without_pyramid(key: str) -> str:
-    """Our key -> detectron2's, of a C4 or DC5 detector."""
-    part, _, rest = key.partition(".")
-    if part == "backbone":
-        return "backbone." + body_key_in_detectron2(rest)
-    if part == "box_regions":
-        return "roi_heads.res5." + body_key_in_detectron2(rest.replace("stage", "layer4")).removeprefix("res5.")
-    return _heads_in_detectron2(part, rest)
-
-
-def _heads_in_detectron2(part: str, rest: str) -> str:
-    name, _, last = rest.partition(".")
+        return f"backbone.fpn_{name}{last[1]}.{layer}"
     if part == "rpn":
-        head = "proposal_generator.rpn_head."
-        if name == "convs":
-            index, last = last.split(".")
-            return f"{head}conv.conv{index}.{last}"
-        return head + {"objectness": "objectness_logits", "deltas": "anchor_deltas"}[name] + "." + last
+        conv = f"conv.conv{number - 1}" if shape.rpn_convs > 1 else "conv"
+        names = {
+            "convs": f"{conv}.{layer}",
+            "objectness": f"objectness_logits.{last}",
+            "deltas": f"anchor_deltas.{last}",
+        }
+        return f"proposal_generator.rpn_head.{names[name]}"
+    if part == "box_head" and name in ("logits", "deltas"):
+        return f"roi_heads.box_predictor.{'cls_score' if name == 'logits' else 'bbox_pred'}.{last}"
     if part == "box_head":
-        if name in ("logits", "deltas"):
-            return f"roi_heads.box_predictor.{'cls_score' if name == 'logits' else 'bbox_pred'}.{last}"
-        index, *tail = last.split(".")
-        return f"roi_heads.box_head.{'conv' if name == 'convs' else 'fc'}{int(index) + 1}.{_normed(tail)}"
-    if name == "convs":
-        index, *tail = last.split(".")
-        return f"roi_heads.mask_head.mask_fcn{int(index) + 1}.{_normed(tail)}"
-    return f"roi_heads.mask_head.{'deconv' if name == 'upsample' else 'predictor'}.{last}"
+        return f"roi_heads.box_head.{'conv' if name == 'convs' else 'fc'}{number}.{layer}"
+    names = {"convs": f"mask_fcn{number}.{layer}", "upsample": f"deconv.{last}", "logits": f"predictor.{last}"}
+    return f"roi_heads.mask_head.{names[name]}"
 
 
-def _normed(tail: list[str]) -> str:
-    """["weight"], or of a `ConvNorm` ["0", "weight"] and ["1", "bias"] -> detectron2's weight, norm.bias."""
-    return ".".join(tail[1:] if tail[0] == "0" else ["norm", *tail[1:]] if tail[0] == "1" else tail)
-
-
-def key_in_mmdetection(key: str) -> str:
-    """Our key -> mmdetection 3's `FasterRCNN`'s and `MaskRCNN`'s."""
-    part, _, rest = key.partition(".")
-    name, _, last = rest.partition(".")
+def key_in_mmdetection(key: str, shape: Shape) -> str:
+    """Our key -> mmdetection 3's `FasterRCNN`'s and `MaskRCNN`'s, with a pyramid."""
+    part, name, last = _split(key)
+    number = last.split(".")[0]
+    layer = _layer(last, bare="conv.", conv="conv.", norm="bn.") if name in ("lateral", "output", "convs") else ""
     if part == "backbone":
         return key
     if part == "neck":
-        level, *tail = last.split(".")
-        tail = ["conv", tail[1]] if tail[0] == "0" else ["bn", tail[1]] if tail[0] == "1" else ["conv", *tail]
-        return f"neck.{'lateral' if name == 'lateral' else 'fpn'}_convs.{int(level[1:]) - 2}.{'.'.join(tail)}"
+        return f"neck.{'lateral' if name == 'lateral' else 'fpn'}_convs.{int(number[1:]) - 2}.{layer}"
     if part == "rpn":
-        names = {"convs.0": "rpn_conv", "objectness": "rpn_cls", "deltas": "rpn_reg"}
-        return "rpn_head." + re.sub("|".join(map(re.escape, names)), lambda m: names[m[0]], rest)
+        conv = f"rpn_conv.{number}.{layer}" if shape.rpn_convs > 1 else f"rpn_conv.{last.rpartition('.')[2]}"
+        return "rpn_head." + {"convs": conv, "objectness": f"rpn_cls.{last}", "deltas": f"rpn_reg.{last}"}[name]
     if part == "box_head":
-        names = {"logits": "fc_cls", "deltas": "fc_reg", "hidden": "shared_fcs", "convs": "shared_convs"}
-        return f"roi_head.bbox_head.{names[name]}.{last}"
-    if name == "convs":
-        index, tail_of = last.split(".", 1)
-        return f"roi_head.mask_head.convs.{index}.conv.{tail_of}"
-    return f"roi_head.mask_head.{'upsample' if name == 'upsample' else 'conv_logits'}.{last}"
+        names = {"logits": f"fc_cls.{last}", "deltas": f"fc_reg.{last}", "hidden": f"shared_fcs.{last}"}
+        return "roi_head.bbox_head." + (f"shared_convs.{number}.{layer}" if name == "convs" else names[name])
+    names = {"convs": f"convs.{number}.{layer}", "upsample": f"upsample.{last}", "logits": f"conv_logits.{last}"}
+    return f"roi_head.mask_head.{names[name]}"
 
 
-def key_in_torchvision(key: str) -> str:
+def key_in_torchvision(key: str, shape: Shape) -> str:
     """Our key -> torchvision's `FasterRCNN`'s and `MaskRCNN`'s (0.13 and later; `older_torchvision` for earlier)."""
-    part, _, rest = key.partition(".")
-    name, _, last = rest.partition(".")
+    part, name, last = _split(key)
+    number = last.split(".")[0]
+    layer = _layer(last, bare="0.", conv="0.", norm="1.") if name in ("lateral", "output", "convs") else ""
     if part == "backbone":
-        return "backbone.body." + rest
+        return f"backbone.body.{name}.{last}"
     if part == "neck":
-        level, *tail = last.split(".")
-        kind = "inner_blocks" if name == "lateral" else "layer_blocks"
-        return f"backbone.fpn.{kind}.{int(level[1:]) - 2}.{'.'.join(tail if len(tail) > 1 else ['0', *tail])}"
+        return f"backbone.fpn.{'inner' if name == 'lateral' else 'layer'}_blocks.{int(number[1:]) - 2}.{layer}"
     if part == "rpn":
-        if name == "convs":
-            index, tail_of = last.split(".")
-            return f"rpn.head.conv.{index}.0.{tail_of}"
-        return f"rpn.head.{'cls_logits' if name == 'objectness' else 'bbox_pred'}.{last}"
+        names = {"convs": f"conv.{number}.{layer}", "objectness": f"cls_logits.{last}", "deltas": f"bbox_pred.{last}"}
+        return f"rpn.head.{names[name]}"
+    if part == "box_head" and name in ("logits", "deltas"):
+        return f"roi_heads.box_predictor.{'cls_score' if name == 'logits' else 'bbox_pred'}.{last}"
     if part == "box_head":
-        if name in ("logits", "deltas"):
-            return f"roi_heads.box_predictor.{'cls_score' if name == 'logits' else 'bbox_pred'}.{last}"
-        index, tail_of = last.split(".", 1)
         # v2's box head is one sequence: convolutions, flattening, a hidden layer and its ReLU
-        return f"roi_heads.box_head.{f'fc{int(index) + 6}' if name == 'hidden' else index}.{tail_of}"
+        hidden = shape.box_convs + 1 + 2 * int(number) if shape.box_convs else f"fc{int(number) + 6}"
+        return "roi_heads.box_head." + (
+            f"{number}.{layer}" if name == "convs" else f"{hidden}.{last.rpartition('.')[2]}"
+        )
     if name == "convs":
-        index, *tail = last.split(".")
-        return f"roi_heads.mask_head.{index}.{'.'.join(tail if len(tail) > 1 else ['0', *tail])}"
+        return f"roi_heads.mask_head.{number}.{layer}"
     return f"roi_heads.mask_predictor.{'conv5_mask' if name == 'upsample' else 'mask_fcn_logits'}.{last}"
 
 
@@ -120,55 +129,107 @@ def older_torchvision(key: str) -> str:
     return re.sub(r"^roi_heads\.mask_head\.(\d)\.0\.", lambda m: f"roi_heads.mask_head.mask_fcn{int(m[1]) + 1}.", key)
 
 
-SOURCES: tuple[str, ...] = ("detectron2", "mmdetection", "torchvision")
+@dataclass(frozen=True)
+class DetectorLayout:
+    """rename: our key -> the layout's; sign: a key that every such file has; candidates: the sources that write so;
+    without_pyramid: it has names for C4 and DC5 too; unused: what older files hold beside their weights."""
+
+    rename: Callable[[str, Shape], str]
+    sign: str
+    candidates: tuple[str, ...]
+    without_pyramid: bool = False
+    unused: str = "(?!)"
 
 
-def names_in(detector: RCNN, source: str) -> dict[str, str]:
-    """Our keys -> the source's, for every tensor of this detector. Raises ValueError for an unknown source."""
-    if source not in SOURCES:
-        raise ValueError(f"no detector's layout is called {source!r}: {unknown(source, SOURCES)}")
-    keys = [key for key in detector.state_dict() if not key.endswith("num_batches_tracked")]
-    convs = sum(key.startswith("box_head.convs") and key.endswith("0.weight") for key in keys)
-    deep_rpn = any(key.startswith("rpn.convs.1.") for key in keys)
-    pyramid = any(key.startswith("neck.") for key in keys)
-    rename: Callable[[str], str] = {
-        "detectron2": key_in_detectron2 if pyramid else key_in_detectron2_without_pyramid,
-        "mmdetection": key_in_mmdetection,
-        "torchvision": key_in_torchvision,
-    }[source]
-    names = {key: rename(key) for key in keys}
-    for key in keys:
-        if source == "detectron2" and not deep_rpn:
-            names[key] = names[key].replace("rpn_head.conv.conv0.", "rpn_head.conv.")
-        if source == "torchvision" and convs and key.startswith("box_head.hidden.0."):
-            names[key] = f"roi_heads.box_head.{convs + 1}.{key.rpartition('.')[2]}"
-    return names
+LAYOUTS: dict[str, DetectorLayout] = {
+    "detectron2": DetectorLayout(
+        key_in_detectron2,
+        "proposal_generator.rpn_head.objectness_logits.weight",
+        ("detectron2", "detectron2_rgb"),
+        without_pyramid=True,
+        unused=r"pixel_(mean|std)$|.*anchor_generator\.cell_anchors\.",
+    ),
+    "mmdetection": DetectorLayout(
+        key_in_mmdetection, "roi_head.bbox_head.fc_cls.weight", ("mmdetection", "mmdetection_caffe")
+    ),
+    "torchvision": DetectorLayout(
+        key_in_torchvision, "roi_heads.box_predictor.cls_score.weight", ("torchvision", "torchvision_coco_v1")
+    ),
+}
+# detectron2's files have torchvision's sign too: theirs is looked for first
 
 
-def from_source(detector: RCNN, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """A source's state dict under our keys and in our layout; keys without a place keep their names, so that strict
-    loading names them as they stand in the file."""
-    names = names_in(detector, source)
-    if source == "torchvision" and not any(key.startswith("rpn.head.conv.0.0.") for key in state):
+def layout_of(state: Mapping[str, Tensor]) -> str | None:
+    """Whose names a detector's state dict has: a key of `LAYOUTS`, or None where they are ours or nobody's."""
+    return next((name for name, layout in LAYOUTS.items() if layout.sign in state), None)
+
+
+def candidates_of(state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The sources (keys of `weights.sources.SOURCES`) that a detector's file may be from; none for our own names."""
+    layout = layout_of(state)
+    if layout is None:
+        return ()
+    if "backbone.fpn.inner_blocks.0.1.weight" in state:  # torchvision's v2 came after its epsilon was mended
+        return ("torchvision",)
+    return LAYOUTS[layout].candidates
+
+
+def names_in(state: Mapping[str, Tensor], layout: str) -> dict[str, str]:
+    """Our keys -> the layout's, for every tensor of a detector's state dict of ours.
+
+    Raises ValueError for an unknown layout, or one that has no such detector.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"no detector's layout is called {layout!r}: {unknown(layout, LAYOUTS)}")
+    shape = Shape.of(state)
+    if not shape.pyramid and not LAYOUTS[layout].without_pyramid:
+        raise ValueError(f"{layout} has no names for C4 and DC5 detectors: use detectron2's")
+    return {key: LAYOUTS[layout].rename(key, shape) for key in state}
+
+
+def from_layout(own: Mapping[str, Tensor], state: Mapping[str, Tensor], layout: str) -> Renamed:
+    """A layout's state dict under our keys and with our order of classes. own: the detector's own state dict.
+
+    Keys without a place keep their names, so that strict loading names them as they stand in the file.
+    """
+    names, rules = names_in(own, layout), LAYOUTS[layout]
+    if layout == "torchvision" and not any(key.startswith("rpn.head.conv.0.0.") for key in state):
         names = {ours: older_torchvision(theirs) for ours, theirs in names.items()}
     back = {theirs: ours for ours, theirs in names.items()}
-    ours = {back.get(key, key): value for key, value in state.items()}
-    if source == "torchvision":
-        for key, move in _TORCHVISION_CLASSES.items():
-            if key in ours:
-                ours[key] = move(ours[key])
-    return ours
+    unused = tuple(key for key in state if re.match(rules.unused, key))
+    ours = {back.get(key, key): value for key, value in state.items() if key not in unused}
+    background: dict[str, Tensor] = {}
+    if layout == "torchvision":
+        for key, rows in _BACKGROUND_ROWS.items():
+            if key in _MOVED and key in ours:
+                ours[key] = torch.cat([ours[key][rows:], ours[key][:rows]])
+            elif key in ours:
+                background[key], ours[key] = ours[key][:rows].clone(), ours[key][rows:]
+    return Renamed(ours, candidates_of(state), unused, layout, background)
 
 
-def _background_last(rows: Tensor) -> Tensor:
-    return torch.cat([rows[1:], rows[:1]])
+def to_layout(own: Mapping[str, Tensor], layout: str, background: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our detector's state dict under a layout's names and with its order of classes; background: the rows that
+    `from_layout` gave as `extra`, by our keys; zeros without them: no decision reads these rows."""
+    state = dict(own)
+    if layout == "torchvision":
+        for key, rows in _BACKGROUND_ROWS.items():
+            if key not in state:
+                continue
+            if key in _MOVED:
+                state[key] = torch.cat([state[key][-rows:], state[key][:-rows]])
+            else:
+                first = background.get(key, torch.zeros_like(state[key][:rows]))
+                state[key] = torch.cat([first.to(state[key]), state[key]])
+    return {theirs: state[ours] for ours, theirs in names_in(own, layout).items()}
 
 
-_TORCHVISION_CLASSES: dict[str, Callable[[Tensor], Tensor]] = {
-    "box_head.logits.weight": _background_last,
-    "box_head.logits.bias": _background_last,
-    "box_head.deltas.weight": lambda rows: rows[4:],
-    "box_head.deltas.bias": lambda rows: rows[4:],
-    "mask_head.logits.weight": lambda rows: rows[1:],
-    "mask_head.logits.bias": lambda rows: rows[1:],
+# how many rows torchvision's background has, first of all: in logits ours is the last, the others ours has not
+_MOVED = ("box_head.logits.weight", "box_head.logits.bias")
+_BACKGROUND_ROWS = {
+    **dict.fromkeys(_MOVED, 1),
+    "box_head.deltas.weight": 4,
+    "box_head.deltas.bias": 4,
+    "mask_head.logits.weight": 1,
+    "mask_head.logits.bias": 1,
 }

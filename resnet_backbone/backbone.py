@@ -7,17 +7,24 @@ a level of stride s holds (N, channels, ceil(H / s), ceil(W / s)).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import BasicBlock, Bottleneck, CifarStem, Stem
+from .blocks import STEMS, BasicBlock, Bottleneck
 from .norm import MakeNorm, conv_norm, initialise_convs, make_norm
+from .preprocess import Preprocess
 from .specs import RESNETS, ResNetSpec
 from .suggest import unknown
+from .weights.formats import Renamed, rename_body
+
+if TYPE_CHECKING:
+    from .weights.load import WeightFile
+    from .weights.sources import WeightSource
 
 ALL_LEVELS = ("c1", "stem", "c2", "c3", "c4", "c5")
 
@@ -39,6 +46,7 @@ class ResNetBody(nn.Module):
         out_levels: which levels `levels()` returns; stages deeper than the deepest of them are not built.
         frozen_stages: 0 nothing, 1 the stem, 2 the stem and C2, ... 5 everything. Batch norms of a frozen stage
             are built as `FrozenBatchNorm2d`: no later `train()` can bring them back to life.
+    `preprocess` says which pixels the weights know; loading weights sets it.
     Raises ValueError for levels that the net does not have, or a frozen_stages outside 0..5.
     """
 
@@ -65,7 +73,8 @@ class ResNetBody(nn.Module):
             raise ValueError(f"out_levels is empty: name at least one of {list(has)}")
         if not 0 <= frozen_stages <= 5:
             raise ValueError(f"frozen_stages={frozen_stages}: give 0 (nothing), 1 (stem), 2 (stem and C2), ... 5 (all)")
-        self.spec, self.norm, self.frozen_stages = spec, norm, frozen_stages
+        self.spec, self.norm, self.norm_eps, self.frozen_stages = spec, norm, norm_eps, frozen_stages
+        self.preprocess = Preprocess()
         self.out_levels = tuple(level for level in has if level in asked)
         self._build(spec, norm, norm_eps, frozen_stages)
         self._initialise()
@@ -76,7 +85,7 @@ class ResNetBody(nn.Module):
     def _build(self, spec: ResNetSpec, norm: str, norm_eps: float, frozen_stages: int) -> None:
         live = make_norm(norm, norm_eps)
         frozen = make_norm(norm if norm == "gn" else "frozen_bn", norm_eps)
-        stem = Stem if spec.stem == "imagenet" else CifarStem
+        stem = STEMS[spec.stem]
         for name, module in stem.parts(spec.stem_width, frozen if frozen_stages >= 1 else live).items():
             self.add_module(name, module)
         specs = {"c1": FeatureSpec(spec.stem_width, stem.c1_stride), "stem": FeatureSpec(spec.stem_width, stem.stride)}
@@ -103,15 +112,54 @@ class ResNetBody(nn.Module):
         """In the order of `frozen_stages`: the stem, then the stages that are built."""
         return ["stem", *(name for _, name in self._stages)]
 
+    def built_levels(self) -> list[str]:
+        """Every level that could be given, whether it was asked for or not."""
+        return ["c1", "stem", *(level for level, _ in self._stages)]
+
     def levels(self, pixels: Tensor) -> dict[str, Tensor]:
         """pixels: (N, 3, H, W), normalised -> level -> (N, channels, ceil(H / stride), ceil(W / stride))."""
+        found = self.all_levels(pixels)
+        return {level: found[level] for level in self.out_levels}
+
+    def all_levels(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Of every level that is built, in the order of the journey."""
         found: dict[str, Tensor] = {}
         x = F.relu(conv_norm(self.conv1, self.bn1, pixels), inplace=True)
         found["c1"] = x
         x = found["stem"] = self.maxpool(x)
         for level, name in self._stages:
             x = found[level] = getattr(self, name)(x)
-        return {level: found[level] for level in self.out_levels}
+        return found
+
+    def our_names(self, state: Mapping[str, Tensor]) -> Renamed:
+        """A net's tensors in whatever layout, under the names here (`weights.formats`); of a detector, its backbone."""
+        deepest = ALL_LEVELS[len(self.spec.depths) + 1]
+        with torch.device("meta"):
+            whole = ResNetBody(self.spec, norm="gn" if self.norm == "gn" else "bn", out_levels=[deepest])
+        keys = {key: tuple(value.shape) for key, value in whole.state_dict().items()}
+        renamed = rename_body(state, {**keys, "fc.weight": (), "fc.bias": ()})
+        # the CIFAR nets have one layout, and no second meaning
+        return replace(renamed, candidates=()) if self.spec.stem == "cifar" else renamed
+
+    def require_meaning(self, meaning: WeightSource, file: WeightFile) -> None:
+        """Raises ValueError where this net is built with another stride placement or epsilon."""
+        spec = self.spec
+        if issubclass(spec.block, Bottleneck) and meaning.stride_on != spec.stride_on:
+            raise ValueError(
+                f"{file}: these weights were trained with the stride on the {meaning.stride_on}, this net has it on "
+                f'the {spec.stride_on}: build it with stride_on="{meaning.stride_on}" (a field of ResNetSpec and '
+                "DetectorRecipe; build_backbone and build_detector adopt it where the net is given by its name)"
+            )
+        if self.norm != "gn" and meaning.norm_eps != self.norm_eps:
+            raise ValueError(
+                f"{file}: these weights were trained with a norm's epsilon of {meaning.norm_eps:g}, this net has "
+                f"{self.norm_eps:g}: build it with norm_eps={meaning.norm_eps:g} (build_backbone and build_detector do)"
+            )
+
+    def adopt_meaning(self, meaning: WeightSource | None, file: WeightFile, renamed: Renamed) -> None:
+        """How images are resized is a detector's affair; their colours are the weights'."""
+        if meaning is not None:
+            self.preprocess = self.preprocess.with_colours_of(meaning.preprocess)
 
 
 def make_stage(spec: ResNetSpec, index: int, channels: int, norm: MakeNorm) -> nn.Sequential:
@@ -152,25 +200,39 @@ def build_backbone(
     name: str | ResNetSpec,
     *,
     weights: str | PathLike[str] | Mapping[str, Tensor] | None = None,
+    source: str | None = None,
     norm: str = "frozen_bn",
     out_levels: Sequence[str] = ("c2", "c3", "c4", "c5"),
     frozen_stages: int = 2,
 ) -> ResNetBackbone:
     """A backbone by name (a row of `RESNETS`) or by spec, with weights loaded strictly.
 
-    weights: a published name ("imagenet1k_v1", "imagenet1k_v2"), a `.pth` or `.safetensors` file, or a state dict.
-    Raises ValueError where norms or stages would be frozen at random values (no weights), for unknown names;
-    `WeightMismatch` where the weights do not fit; FileNotFoundError or ConnectionError where they cannot be had.
+    weights: a published name ("imagenet1k_v1", "imagenet1k_v2"), a file (.pth, .safetensors, or a .pkl of arrays) in
+    any layout of `weights.formats`, or a state dict. source: whose they are (a key of `weights.sources.SOURCES`),
+    where the file does not tell. A net given by its name takes stride placement and epsilon from the weights, a spec
+    means what it says; `preprocess` becomes that of the weights.
+    Raises ValueError where norms or stages would be frozen at random values (no weights), for unknown names, and as
+    `load_weights` does; FileNotFoundError or ConnectionError where the weights cannot be had.
     """
-    from .weights.load import load_weights  # here: weights.load needs this module's classes
+    from .weights.load import load_weights, meaning_of, read_weights  # here: weights.load needs this module's classes
 
     if isinstance(name, str) and name not in RESNETS:
         raise ValueError(f"no ResNet is called {name!r}: {unknown(name, RESNETS)}")
     spec = RESNETS[name] if isinstance(name, str) else name
     refuse_to_freeze_nothing(weights is not None, norm, frozen_stages)
-    backbone = ResNetBackbone(spec, norm=norm, out_levels=out_levels, frozen_stages=frozen_stages)
-    if weights is not None:
-        load_weights(backbone, weights)
+
+    def build(spec: ResNetSpec, norm_eps: float = 1e-5) -> ResNetBackbone:
+        return ResNetBackbone(spec, norm=norm, norm_eps=norm_eps, out_levels=out_levels, frozen_stages=frozen_stages)
+
+    if weights is None:
+        return build(spec)
+    file = read_weights(weights, net=name if isinstance(name, str) else None)
+    backbone = build(spec)
+    meaning = meaning_of(file, backbone.our_names(file.state), source)
+    if meaning is not None and isinstance(name, str):
+        stride_on = meaning.stride_on if issubclass(spec.block, Bottleneck) else spec.stride_on
+        backbone = build(replace(spec, stride_on=stride_on), meaning.norm_eps)
+    load_weights(backbone, file, origin=source)
     return backbone
 
 

@@ -1,4 +1,4 @@
-"""Stems, residual blocks, their plain twin, and the shortcuts A, B, C.
+"""Stems, residual blocks, their plain twin, and the shortcuts A, B, C, D.
 
 Source: the paper, figures 3 and 5 and section 3.3. Key names are torchvision's (`conv1`, `bn1`, `downsample.0` ...).
 Shapes: x (N, C, H, W); a block of stride s gives (N, width * expansion, ceil(H / s), ceil(W / s)).
@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .norm import ConvNorm, MakeNorm, conv_norm
+
+Shortcut = Literal["A", "B", "C", "D"]
 
 
 def conv3x3(cin: int, cout: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
@@ -38,9 +40,20 @@ class PaddedIdentity(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
 
 
-def make_shortcut(kind: Literal["A", "B", "C"], cin: int, cout: int, stride: int, norm: MakeNorm) -> nn.Module | None:
-    """The shortcut of one block (B and C project by a strided 1x1), None where it is the plain identity."""
+class PooledProjection(nn.Sequential):
+    """Shortcut D: average pooling, a 1x1 convolution and its norm; modules `0`, `1`, `2` as timm counts them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv_norm(self[1], self[2], self[0](x))
+
+
+def make_shortcut(kind: Shortcut, cin: int, cout: int, stride: int, norm: MakeNorm) -> nn.Module | None:
+    """The shortcut of one block (B and C project by a strided 1x1, D averages first and projects without a stride),
+    None where it is the plain identity."""
     changes = stride != 1 or cin != cout
+    if kind == "D" and changes:
+        pool = nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False) if stride > 1 else nn.Identity()
+        return PooledProjection(pool, conv1x1(cin, cout), norm(cout))
     if kind == "C" or (kind == "B" and changes):
         return ConvNorm(conv1x1(cin, cout, stride), norm(cout))
     return PaddedIdentity(cin, cout, stride) if changes else None
@@ -60,7 +73,7 @@ class BasicBlock(nn.Module):
         stride: int,
         dilation: int,
         norm: MakeNorm,
-        shortcut: Literal["A", "B", "C"],
+        shortcut: Shortcut,
         stride_on: str,
     ) -> None:
         super().__init__()
@@ -104,7 +117,7 @@ class Bottleneck(nn.Module):
         stride: int,
         dilation: int,
         norm: MakeNorm,
-        shortcut: Literal["A", "B", "C"],
+        shortcut: Shortcut,
         stride_on: str,
     ) -> None:
         super().__init__()
@@ -144,7 +157,18 @@ class Stem:
         return {"conv1": conv, "bn1": norm(width), "maxpool": nn.MaxPool2d(3, 2, padding=1)}
 
 
-class CifarStem:
+class DeepStem(Stem):
+    """Three 3x3, the first of stride 2, in place of the 7x7; timm's names (`conv1.0` ... `conv1.6`)."""
+
+    @staticmethod
+    def parts(width: int, norm: MakeNorm) -> dict[str, nn.Module]:
+        half, relu = width // 2, nn.ReLU(inplace=True)
+        first, second = [conv3x3(3, half, 2), norm(half), relu], [conv3x3(half, half), norm(half), relu]
+        conv = nn.Sequential(*first, *second, conv3x3(half, width))
+        return {"conv1": conv, "bn1": norm(width), "maxpool": nn.MaxPool2d(3, 2, padding=1)}
+
+
+class CifarStem(Stem):
     """3x3 stride 1 and no pooling (section 4.2): `c1` and `stem` are the same level, stride 1."""
 
     c1_stride, stride = 1, 1
@@ -152,3 +176,6 @@ class CifarStem:
     @staticmethod
     def parts(width: int, norm: MakeNorm) -> dict[str, nn.Module]:
         return {"conv1": conv3x3(3, width), "bn1": norm(width), "maxpool": nn.Identity()}
+
+
+STEMS: dict[str, type[Stem]] = {"imagenet": Stem, "deep": DeepStem, "cifar": CifarStem}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -45,6 +45,11 @@ class Preprocess:
                 f"short_side_px={self.short_side_px} must be positive and at most long_side_px={self.long_side_px}"
             )
 
+    def with_colours_of(self, other: Preprocess) -> Preprocess:
+        """This one's sizes and resize with the other's channel order, range, mean and std."""
+        colours = {name: getattr(other, name) for name in ("channel_order", "value_range", "mean", "std")}
+        return replace(self, **colours)
+
     def normalise(self, image: Tensor) -> Tensor:
         """image: (3, H, W) uint8, RGB -> (3, H, W) float32 in the net's channel order. Where `resize` is "torch", also
         floats from 0 to 255, whose precision stays. Raises TypeError or ValueError for anything else: floats that were
@@ -71,15 +76,3 @@ class Preprocess:
         for row, image in zip(batch, images):
             row[:, : image.shape[1], : image.shape[2]] = image
         return batch
-
-
-# what the published weights of each source were trained on
-PREPROCESS: dict[str, Preprocess] = {
-    "torchvision": Preprocess(resize="torch"),
-    # "pytorch" style: torchvision's mean and std on values up to 255
-    "mmdetection": Preprocess(
-        value_range=255, mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), resize="opencv"
-    ),
-    # MSRA's nets, in caffe: BGR, their scale taken into the first convolution
-    "detectron2": Preprocess(channel_order="bgr", value_range=255, mean=(103.53, 116.28, 123.675), std=(1.0, 1.0, 1.0)),
-}

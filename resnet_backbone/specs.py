@@ -2,16 +2,17 @@
 
 Source: He, Zhang, Ren, Sun, *Deep Residual Learning for Image Recognition* (CVPR 2016): Table 1 (ImageNet nets),
 section 3.3 (plain nets and shortcuts A, B, C), section 4.2 (CIFAR nets: 6n + 2 layers of widths 16, 32, 64).
+Shortcut D and the deep stem: He et al., *Bag of Tricks* (arXiv:1812.01187), figure 2, as timm's `resnet50d` has them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from .blocks import BasicBlock, Bottleneck, PlainBasicBlock
+from .blocks import BasicBlock, Bottleneck, PlainBasicBlock, Shortcut
 
-Shortcut = Literal["A", "B", "C"]
 BlockType = type[BasicBlock] | type[Bottleneck] | type[PlainBasicBlock]
 
 
@@ -30,7 +31,9 @@ class StageSpec:
 class ResNetSpec:
     """A whole net.
 
-    `shortcut`: A zero-padded identity, B projection where the shape changes, C projection in every block.
+    `stem`: "imagenet" a 7x7, "deep" three 3x3, "cifar" one 3x3 without pooling.
+    `shortcut`: A zero-padded identity, B projection where the shape changes, C projection in every block, D as B with
+    the stride in an average pooling before the projection.
     `stride_on`: which convolution of a bottleneck carries the stride: "3x3" (torchvision, "v1.5") or "1x1"
     (the paper, caffe, detectron2's MSRA weights). `c5_dilation` 2 keeps C5 at C4's stride (DC5): every 3x3 of the
     stage is dilated, as detectron2 does (torchvision leaves the first one undilated).
@@ -40,7 +43,7 @@ class ResNetSpec:
     block: BlockType
     depths: tuple[int, ...]
     widths: tuple[int, ...] = (64, 128, 256, 512)
-    stem: Literal["imagenet", "cifar"] = "imagenet"
+    stem: Literal["imagenet", "deep", "cifar"] = "imagenet"
     shortcut: Shortcut = "B"
     stride_on: Literal["3x3", "1x1"] = "3x3"
     c5_dilation: Literal[1, 2] = 1
@@ -54,9 +57,9 @@ class ResNetSpec:
         if min(*self.depths, *self.widths) < 1:
             raise ValueError(f"depths {self.depths} and widths {self.widths} must be at least one everywhere")
         for name, allowed in (
-            ("shortcut", ("A", "B", "C")),
+            ("shortcut", ("A", "B", "C", "D")),
             ("stride_on", ("3x3", "1x1")),
-            ("stem", ("imagenet", "cifar")),
+            ("stem", ("imagenet", "deep", "cifar")),
             ("c5_dilation", (1, 2)),
         ):
             if getattr(self, name) not in allowed:
@@ -84,6 +87,20 @@ class ResNetSpec:
         return tuple(rows)
 
 
+BLOCKS: dict[str, BlockType] = {block.__name__: block for block in (BasicBlock, Bottleneck, PlainBasicBlock)}
+
+
+def spec_to_dict(spec: ResNetSpec) -> dict[str, Any]:
+    """As plain values, for a file's metadata."""
+    return {**vars(spec), "block": spec.block.__name__}
+
+
+def spec_from_dict(values: Mapping[str, Any]) -> ResNetSpec:
+    """The inverse of `spec_to_dict`, also after a way through JSON. Raises KeyError, TypeError or ValueError."""
+    lists = {name: tuple(values[name]) for name in ("depths", "widths")}
+    return ResNetSpec(**{**values, **lists, "block": BLOCKS[values["block"]]})
+
+
 def _cifar(depth: int) -> ResNetSpec:
     n = (depth - 2) // 6
     return ResNetSpec(BasicBlock, depths=(n, n, n), widths=(16, 32, 64), stem="cifar", shortcut="A")
@@ -95,5 +112,7 @@ RESNETS: dict[str, ResNetSpec] = {
     "resnet50": ResNetSpec(Bottleneck, depths=(3, 4, 6, 3)),
     "resnet101": ResNetSpec(Bottleneck, depths=(3, 4, 23, 3)),
     "resnet152": ResNetSpec(Bottleneck, depths=(3, 8, 36, 3)),
+    "resnet50d": ResNetSpec(Bottleneck, depths=(3, 4, 6, 3), stem="deep", shortcut="D"),
+    "resnet101d": ResNetSpec(Bottleneck, depths=(3, 4, 23, 3), stem="deep", shortcut="D"),
     **{f"resnet{depth}_cifar": _cifar(depth) for depth in (20, 32, 44, 56, 110, 1202)},
 }

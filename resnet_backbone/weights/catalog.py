@@ -30,6 +30,30 @@ PUBLISHED: dict[str, dict[str, str]] = {
     },
 }
 
+# Files of other projects that publish the first eight digits of their SHA-256 in their name: ImageNet nets of
+# torchvision and timm (those with ImageNet's mean and std), Faster and Mask R-CNNs of torchvision and mmdetection, and
+# the nets that mmdetection's caffe style starts from. Two of its files are left out, whose channel order its own
+# configurations state both ways.
+_PREFIXES = {
+    "torchvision": "f37072fd b627a593 0676ba61 11ad3fa6 63fe2227 cd907fc2 394f9c45 f82ba261 dd69338a 73cbd019 19c8e357",
+    "torchvision_coco_v1": "258fb6c6 bf2d0c1e",
+    "timm": (
+        "d63eafa0 b61bd467 40c531c8 d92f0530 118f1556 0757602b 46f8f793 82d47d71 a20cabb6 43635321 c6d82d59 14fe96d1 "
+        "001a1197 a2746f79 59cae1ef 532a802a 1ba180c1 5ba5e060 d01e05b2 f39db8af a26f946b 6c502b37 85ebb6e5 86acaeed "
+        "08389792 16a12f1b 0ebe02e2 36d3f2aa cdcb52a9 6edb36c7 1db14157 3b017079 dc400468 2eee8a7a b4c6978f 134d4688 "
+        "c1edb0dd 48a79e06 f8dcfcaf 464e36ba e20cff14 a3adc64d 403fdfad 818a1b1b 2803ffab 0f9c8644 5cac0439 bd354e12"
+    ),
+    "mmdetection": (
+        "047c8118 d4dc1471 a5d8aa15 e10bd31c f513f705 1d2dac9c 4d4d2ca8 d4b0c5d6 59faf7e4 3e542a40 21b550bb 1efe0ed5 "
+        "14b391c7 5675c317"
+    ),
+    "mmdetection_caffe": (
+        "5891d200 6cc46731 3f885b85 db276fed 531f0f43 b33d21b9 34a53b2c c5925ee5 10b2de58 1f77628b 30042637 b269e9dd "
+        "0ebd1859 a75c98ce 42aa3d00 805e06c1"
+    ),
+}
+HASHES: dict[str, str] = {prefix: source for source, prefixes in _PREFIXES.items() for prefix in prefixes.split()}
+
 
 def published_file(name: str, net: str, *, cache: Path | None = None) -> Path:
     """The local file of published weights, downloaded once, its SHA-256 checked against its name.
@@ -50,16 +74,23 @@ def published_file(name: str, net: str, *, cache: Path | None = None) -> Path:
 
 
 def check_hash(path: Path) -> None:
-    """Raises ValueError where the file's SHA-256 does not begin with the prefix in its name (`name-0123abcd.pth`)."""
-    published = re.search(r"-([0-9a-f]{8})\.\w+$", path.name)
-    if published is None:
+    """Raises ValueError where the file's hash does not begin with the prefix in its name: SHA-256 in
+    `name-0123abcd.pth`, MD5 in detectron2's `model_final_0123ab.pkl`."""
+    if published := re.search(r"-([0-9a-f]{8})\.\w+$", path.name):
+        kind, digest = "SHA-256", file_sha256(path)
+    elif published := re.fullmatch(r"model_final_([0-9a-f]{6})\.pkl", path.name):
+        kind, digest = "MD5", hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    else:
         return
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if not digest.startswith(published[1]):
         raise ValueError(
-            f"{path} has SHA-256 {digest[:8]}..., its name says {published[1]}: the file is damaged or another one; "
+            f"{path} has {kind} {digest[:8]}..., its name says {published[1]}: the file is damaged or another one; "
             "delete it and download it again"
         )
+
+
+def file_sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _download(address: str, path: Path) -> None:

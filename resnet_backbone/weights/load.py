@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from ..backbone import ResNetBody
-from ..specs import RESNETS
+from ..backbone import ResNetBackbone, ResNetBody
+from ..specs import RESNETS, spec_from_dict
 from .catalog import PUBLISHED, check_hash, published_file
-from .formats import to_torchvision_names, unwrap
+from .certificate import FORMAT, METADATA, body_fingerprint, check_fingerprint, check_hashes, preprocess_from
+from .formats import Renamed, unwrap
+from .pickled import read_arrays
+from .sources import SOURCES, WeightSource, decide, require_source
 
 Source = str | PathLike[str] | Mapping[str, Tensor]
+
+
+@runtime_checkable
+class TakesWeights(Protocol):
+    """A model that knows other projects' names for its tensors, and what its weights must have been trained with."""
+
+    def our_names(self, state: Mapping[str, Tensor]) -> Renamed: ...
+
+    def require_meaning(self, meaning: WeightSource, file: WeightFile) -> None:
+        """Raises ValueError where the model was built otherwise."""
+
+    def adopt_meaning(self, meaning: WeightSource | None, file: WeightFile, renamed: Renamed) -> None:
+        """Take over what travels with the weights: their preprocessing, and what else the model keeps."""
 
 
 class WeightMismatch(ValueError):
@@ -61,37 +80,83 @@ def _some(keys: Sequence[str], count: int = 4) -> str:
     return ", ".join(keys[:count]) + (f", ... and {len(keys) - count} more" if len(keys) > count else "")
 
 
-def read_state(source: Source, *, net: str | None = None) -> dict[str, Tensor]:
-    """A state dict with torchvision's names, from a file, a published name (of the given net), or a mapping.
+@dataclass(frozen=True)
+class WeightFile:
+    """A source, read. state: its tensors under its own names; content: all that it holds; path: None for a mapping;
+    meta: what a file that we wrote says of itself (`certificate.py`), None for any other."""
 
-    Nothing in a file is ever executed: `.safetensors`, or torch files read with `weights_only=True`.
-    Raises FileNotFoundError, ConnectionError, or ValueError for a damaged file or one that would run code.
+    state: dict[str, Tensor]
+    content: object
+    path: Path | None = None
+    meta: Mapping[str, Any] | None = None
+
+    def __str__(self) -> str:
+        return "the given weights" if self.path is None else str(self.path)
+
+    @cached_property
+    def certified(self) -> WeightSource:
+        """What the certificate of a file of ours says, once its tensors and the backbone's answers are checked.
+
+        Raises `CertificateMismatch`.
+        """
+        assert self.meta is not None
+        check_hashes(self.state, self.meta["tensors"], str(self))
+        pixels, net = preprocess_from(self.meta), self.meta["net"]
+        with torch.random.fork_rng(devices=[]):  # building draws initial values that nobody will see
+            body = ResNetBackbone(
+                spec_from_dict(net["spec"]),
+                norm="gn" if net["norm"] == "gn" else "frozen_bn",
+                norm_eps=net["norm_eps"],
+                out_levels=net["out_levels"],
+            )
+        body.load_state_dict({key.removeprefix("backbone."): value for key, value in self.state.items()}, strict=False)
+        answers = body_fingerprint(body, pixels)
+        certified = {stage: values for stage, values in self.meta["fingerprint"].items() if stage in answers}
+        check_fingerprint(answers, certified, str(self))
+        return WeightSource(self.meta["project"], body.spec.stride_on, pixels, net["norm_eps"])
+
+
+def read_weights(source: Source | WeightFile, *, net: str | None = None) -> WeightFile:
+    """A file, a published name (of the given net) or a mapping, read.
+
+    Nothing in a file is ever executed: `.safetensors`, torch files read with `weights_only=True`, and `.pkl` files of
+    arrays. Raises FileNotFoundError, ConnectionError, or ValueError for a damaged file or one that would run code.
     """
-    return to_torchvision_names(unwrap(read_content(source, net=net)))
-
-
-def read_content(source: Source, *, net: str | None = None) -> object:
-    """All that a source holds, whatever is wrapped around its state dict; see `read_state`."""
-    if isinstance(source, Mapping):
+    if isinstance(source, WeightFile):
         return source
-    if str(source) in PUBLISHED:
-        return read_file(published_file(str(source), net or "a net without a published file"))
-    path = Path(source)
-    if not path.is_file():
-        names = ", ".join(PUBLISHED)
-        raise FileNotFoundError(f"no weights at {path}: give the path of a file, or one of the names {names}")
-    check_hash(path)
-    return read_file(path)
+    path = None
+    if isinstance(source, Mapping):
+        content: object = source
+    elif str(source) in PUBLISHED:
+        path = published_file(str(source), net or "a net without a published file")
+        content = read_file(path)
+    else:
+        path = Path(source)
+        if not path.is_file():
+            names = ", ".join(PUBLISHED)
+            raise FileNotFoundError(f"no weights at {path}: give the path of a file, or one of the names {names}")
+        check_hash(path)
+        content = read_file(path)
+    meta = content.get("meta") if isinstance(content, Mapping) else None
+    if not (isinstance(meta, Mapping) and "format" in meta and "fingerprint" in meta):
+        meta = None
+    elif meta["format"] > FORMAT:
+        raise ValueError(f"{path} was written by a newer version (format {meta['format']}): update resnet-backbone")
+    return WeightFile(unwrap(content), content, path, meta)
 
 
 def read_file(path: Path) -> object:
-    """The content of a `.safetensors` or torch file; see `read_state`."""
+    """The content of a `.safetensors`, `.pkl` or torch file; see `read_weights`."""
+    if path.suffix == ".pkl":
+        return read_arrays(path)
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError, safe_open
 
         try:
-            return load_file(path)
+            with safe_open(path, framework="pt") as file:
+                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  it is no mapping
+                header = (file.metadata() or {}).get(METADATA)
+            return state if header is None else {"model": state, "meta": json.loads(header)}
         except SafetensorError as error:
             raise ValueError(f"{path} is not a whole safetensors file ({error}): copy or download it again") from error
     try:
@@ -109,27 +174,64 @@ def read_file(path: Path) -> object:
 
 
 def load_weights(
-    model: nn.Module, source: Source, *, strict: bool = True, allow_missing: Sequence[str] = ()
+    model: nn.Module,
+    source: Source | WeightFile,
+    *,
+    strict: bool = True,
+    allow_missing: Sequence[str] = (),
+    origin: str | None = None,
 ) -> WeightReport:
     """Copy weights into the model, and say what became of every key.
 
     Args:
-        model: a `ResNetBackbone`, a `ResNetClassifier`, or any module whose keys the file's are.
-        source: a file, a published name ("imagenet1k_v1"), or a state dict.
+        model: a `ResNetBackbone`, a `ResNetClassifier`, an `RCNN`, or any module whose keys the file's are.
+        source: a file (.pth, .safetensors, or a .pkl of arrays), a published name ("imagenet1k_v1"), or a state dict,
+            under the names of any layout that `formats.py` knows.
         strict: raise unless every tensor of the model is loaded and every tensor of the file has a place or is
             unused by design. False loads what fits and leaves it to the caller to read the report.
         allow_missing: patterns ("box_head.*") of keys that may be absent or of another shape; they keep their
             initial value and are listed in `kept_initial`.
-    Raises `WeightMismatch` with the first keys and the mend; the model is untouched then.
+        origin: whose weights these are (a key of `SOURCES`), where neither the file's names nor its metadata nor a
+            published hash tell. A state dict under our own names needs none.
+    The model's `preprocess` becomes that of the weights.
+    Raises `WeightMismatch` with the first keys and the mend; `CertificateMismatch` for a file of ours that is not what
+    it says; `AmbiguousWeights`; ValueError where the model was built with another stride or epsilon than the weights
+    were trained with. The model is untouched then.
     """
-    state = read_state(source, net=_net_name(model))
-    report, fitting = _compare(model, state, allow_missing)
+    file = read_weights(source, net=_net_name(model))
+    renamed = model.our_names(file.state) if isinstance(model, TakesWeights) else Renamed(dict(file.state))
+    meaning = meaning_of(file, renamed, origin)
+    if meaning is not None and isinstance(model, TakesWeights):
+        model.require_meaning(meaning, file)
+    report, fitting = _compare(model, renamed.state, allow_missing)
+    report = replace(report, unused_by_design=(*report.unused_by_design, *renamed.unused))
     if strict and not report.complete:
-        raise WeightMismatch(
-            f"{_describe(source)} do not fit {type(model).__name__}.\n{report}\n{_mend(report)}", report
-        )
+        raise WeightMismatch(f"{file} do not fit {type(model).__name__}.\n{report}\n{_mend(report)}", report)
     model.load_state_dict(fitting, strict=False)
+    if isinstance(model, TakesWeights):
+        model.adopt_meaning(meaning, file, renamed)
     return report
+
+
+def meaning_of(file: WeightFile, renamed: Renamed, origin: str | None) -> WeightSource | None:
+    """What the weights were trained with: what a certificate says, once it is checked, or the row of `SOURCES` that
+    is decided on (`sources.decide`). None for a state dict under our own names: its owner knows.
+
+    Raises `CertificateMismatch`, `AmbiguousWeights`, or ValueError where origin contradicts the certificate.
+    """
+    if file.meta is not None:
+        if origin is not None:
+            require_source(origin)
+            asked, said = SOURCES[origin], file.certified
+            if (asked.stride_on, asked.preprocess.channel_order) != (said.stride_on, said.preprocess.channel_order):
+                raise ValueError(f"{file} is certified as {said}, but source={origin!r} means {asked}: leave it out")
+        return file.certified
+    own_names = set(renamed.state) == set(file.state)
+    if not renamed.candidates or (own_names and file.path is None and origin is None):
+        if origin is not None:
+            require_source(origin)
+        return None if origin is None else SOURCES[origin]
+    return SOURCES[decide(renamed.candidates, asked=origin, content=file.content, path=file.path)]
 
 
 def _compare(
@@ -180,10 +282,6 @@ def _same_tensors(a: object, b: object) -> bool:
     """Published weights belong to a table row; dilation does not change what is loaded."""
     names = ("block", "depths", "widths", "stem", "shortcut", "stride_on")
     return all(getattr(a, name) == getattr(b, name) for name in names)
-
-
-def _describe(source: Source) -> str:
-    return f"The weights in {source}" if isinstance(source, (str, PathLike)) else "The given weights"
 
 
 def _mend(report: WeightReport) -> str:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from heads.box_head import BoxHeadSpec
-from heads.build import DETECTORS, DetectorRecipe, assemble
+from heads.build import DETECTORS, NECKS, DetectorRecipe, assemble
 from heads.detector import RCNN
-from heads.formats import from_source, names_in
+from heads.formats import names_in
 from heads.mask_head import MaskHeadSpec
+from heads.predictor import to_image
 from heads.rpn import RPNSpec
-from heads.structures import ImageBatch
-from resnet_backbone import Preprocess, ResNetBackbone, ResNetSpec, load_weights
-from resnet_backbone.blocks import Bottleneck
+from heads.structures import Detections, ImageBatch, ImageSize, Proposals
+from resnet_backbone import ResNetBackbone, load_weights
 
 EVERYTHING = 1_000_000
 WIDTHS = (16, 32, 64, 128)  # the files' nets are a quarter as wide as ResNet-50
@@ -40,27 +41,61 @@ def shrunken(name: str, *, keep: tuple[int, int], hidden: int = 64, **changes: A
     return replace(recipe, pyramid_channels=32, rpn=rpn, box=box, mask=mask, **changes)
 
 
-def build(recipe: DetectorRecipe, state: Mapping[str, Tensor], source: str, preprocess: Preprocess) -> RCNN:
+def build(recipe: DetectorRecipe, state: Mapping[str, Tensor], source: str) -> RCNN:
     """The recipe around a narrow ResNet-50, with the file's weights loaded strictly."""
-    spec = ResNetSpec(
-        Bottleneck,
-        depths=(3, 4, 6, 3),
-        widths=WIDTHS,
-        stride_on=recipe.stride_on,
-        c5_dilation=2 if recipe.neck == "dc5" else 1,
-    )
     backbone = ResNetBackbone(
-        spec,
+        replace(recipe.spec, widths=WIDTHS),
         norm=recipe.norm,
         norm_eps=recipe.conventions.norm_eps,
-        out_levels={"fpn": ("c2", "c3", "c4", "c5"), "c4": ("c4", "c5"), "dc5": ("c5",)}[recipe.neck],
+        out_levels=NECKS[recipe.neck],
         frozen_stages=recipe.frozen_stages,
     )
     detector = assemble(recipe, 80, backbone)
-    report = load_weights(detector, from_source(detector, state, source))
+    report = load_weights(detector, state, origin=source)
     assert report.complete and not report.kept_initial
-    detector.preprocess = preprocess
     return detector
+
+
+def exact(detector: RCNN) -> RCNN:
+    """In float64; anchors stay in float32, because which of them tie for a truth's best hangs on their rounding."""
+    detector.double().rpn.anchors.float()
+    return detector
+
+
+@torch.inference_mode()
+def check_features(file: Mapping[str, Any], detector: RCNN, tolerance: float) -> None:
+    """Every level of the neck, its first channels, within a part of its largest value."""
+    levels = detector.neck(detector.backbone(batch_of(file, detector).pixels))
+    wanted = {name.replace("res", "c"): value for name, value in file["features"].items()}
+    assert list(levels) == list(wanted)
+    for level, want in wanted.items():
+        found = levels[level][:, : want.shape[1]]
+        assert float((found - want).abs().max() / want.abs().max()) < tolerance, level
+
+
+@torch.inference_mode()
+def proposals_of(file: Mapping[str, Any], detector: RCNN) -> list[Proposals]:
+    batch = batch_of(file, detector)
+    levels = detector.neck(detector.backbone(batch.pixels))
+    return detector.rpn.propose(levels, batch.sizes, (batch.pixels.shape[-2], batch.pixels.shape[-1]))
+
+
+@torch.inference_mode()
+def check_detections(
+    file: Mapping[str, Any], detector: RCNN, *, boxes_px: float, scores: float
+) -> Iterator[tuple[Detections, Detections, Mapping[str, Any]]]:
+    """Of every image: the detections at network scale and in the image's own pixels, whose labels are the file's and
+    whose boxes and scores are within the tolerances of its, and the file's."""
+    batch = batch_of(file, detector)
+    found = detector.eval().detect(batch)
+    for here, network, (height, width), want in zip(
+        found, batch.sizes, file["image_sizes"], file["detections"], strict=True
+    ):
+        there = to_image(here, network, ImageSize(height=height, width=width))
+        assert torch.equal(there.labels, want["labels"])
+        torch.testing.assert_close(there.boxes, want["boxes"].to(there.boxes), rtol=0, atol=boxes_px)
+        torch.testing.assert_close(there.scores, want["scores"].to(there.boxes), rtol=0, atol=scores)
+        yield here, there, want
 
 
 def batch_of(file: Mapping[str, Any], detector: RCNN) -> ImageBatch:
@@ -68,9 +103,9 @@ def batch_of(file: Mapping[str, Any], detector: RCNN) -> ImageBatch:
     return ImageBatch(batch.pixels.to(next(detector.parameters()).dtype), batch.sizes)
 
 
-def gradient_norms(detector: RCNN, source: str) -> dict[str, float]:
-    """By the source's names, of every trainable parameter."""
-    names = names_in(detector, source)
+def gradient_norms(detector: RCNN, layout: str) -> dict[str, float]:
+    """By the layout's names, of every trainable parameter."""
+    names = names_in(detector.state_dict(), layout)
     return {
         names[key]: float(parameter.grad.double().norm()) if parameter.grad is not None else 0.0
         for key, parameter in detector.named_parameters()

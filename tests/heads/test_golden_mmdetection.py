@@ -19,13 +19,19 @@ from pycocotools import mask as coco
 from heads.conventions import CONVENTIONS
 from heads.detector import RCNN
 from heads.masks import BitMasks, RoiMasks
-from heads.predictor import to_image
-from heads.structures import ImageSize, Targets
-from resnet_backbone import Preprocess
-from tests.heads.golden import EVERYTHING, batch_of, build, gradient_norms, shrunken
+from heads.structures import Targets
+from tests.heads.golden import (
+    EVERYTHING,
+    batch_of,
+    build,
+    check_detections,
+    check_features,
+    exact,
+    gradient_norms,
+    proposals_of,
+    shrunken,
+)
 
-# "pytorch" style: torchvision's mean and std, on values up to 255
-PYTORCH = Preprocess(value_range=255, mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
 MARGIN = 2e-3  # of a pixel's probability to the cut at one half
 LOSSES = {"loss_rpn_cls": "loss_rpn_cls", "loss_rpn_loc": "loss_rpn_bbox", "loss_cls": "loss_cls"}
 LOSSES |= {"loss_box_reg": "loss_bbox", "loss_mask": "loss_mask"}
@@ -37,32 +43,16 @@ def golden(request: pytest.FixtureRequest, shared: Path) -> tuple[dict[str, Any]
     recipe = shrunken(request.param, keep=(30, 100), norm="bn_eval", conventions=CONVENTIONS["mmdetection"])
     recipe = replace(recipe, box=replace(recipe.box, keep_best=recipe.mask is not None))
     assert recipe.rpn.samples_per_image == EVERYTHING
-    return file, build(recipe, file["state_dict"], "mmdetection", PYTORCH)
-
-
-def exact(detector: RCNN) -> RCNN:
-    """In float64; anchors stay in float32, because which of them tie for a truth's best hangs on their rounding."""
-    detector.double().rpn.anchors.float()
-    return detector
+    return file, build(recipe, file["state_dict"], "mmdetection")
 
 
 def test_features(golden: tuple[dict[str, Any], RCNN]) -> None:
-    file, detector = golden[0], exact(golden[1])
-    with torch.inference_mode():
-        levels = detector.neck(detector.backbone(batch_of(file, detector).pixels))
-    assert list(levels) == list(file["features"])
-    for level, want in file["features"].items():
-        found = levels[level][:, : want.shape[1]]
-        assert float((found - want).abs().max() / want.abs().max()) < 1e-4, level
+    check_features(golden[0], exact(golden[1]), tolerance=1e-4)
 
 
 def test_proposals(golden: tuple[dict[str, Any], RCNN]) -> None:
-    file, detector = golden[0], exact(golden[1])
-    batch = batch_of(file, detector)
-    with torch.inference_mode():
-        levels = detector.neck(detector.backbone(batch.pixels))
-        proposals = detector.rpn.propose(levels, batch.sizes, tuple(batch.pixels.shape[-2:]))
-    for found, want in zip(proposals, file["proposals"], strict=True):
+    file, detector = golden
+    for found, want in zip(proposals_of(file, exact(detector)), file["proposals"], strict=True):
         torch.testing.assert_close(found.boxes, want["boxes"].to(found.boxes), rtol=0, atol=0.05)
         torch.testing.assert_close(found.scores.sigmoid(), want["scores"].to(found.scores), rtol=0, atol=1e-3)
 
@@ -87,21 +77,14 @@ def test_losses_and_gradients(golden: tuple[dict[str, Any], RCNN]) -> None:
 
 def test_detections(golden: tuple[dict[str, Any], RCNN]) -> None:
     file, detector = golden[0], exact(golden[1])
-    batch = batch_of(file, detector)
-    with torch.inference_mode():
-        detections = detector.eval().detect(batch)
-    for found, network, (height, width), want in zip(
-        detections, batch.sizes, file["image_sizes"], file["detections"], strict=True
-    ):
-        roi_masks = found.masks
-        found = to_image(found, network, ImageSize(height=height, width=width))
-        assert torch.equal(found.labels, want["labels"])
-        torch.testing.assert_close(found.boxes, want["boxes"].to(found.boxes), rtol=0, atol=0.05)
-        torch.testing.assert_close(found.scores, want["scores"].to(found.scores), rtol=0, atol=1e-3)
+    for in_boxes, found, want in check_detections(file, detector, boxes_px=0.05, scores=1e-3):
+        roi_masks = in_boxes.masks
         if roi_masks is None:
             continue
         assert isinstance(roi_masks, RoiMasks) and isinstance(found.masks, BitMasks)
-        loose, tight = (roi_masks.paste(found.boxes, height, width, threshold=0.5 + d).bits for d in (-MARGIN, MARGIN))
+        loose, tight = (
+            roi_masks.paste(found.boxes, *found.masks.bits.shape[1:], threshold=0.5 + d).bits for d in (-MARGIN, MARGIN)
+        )
         wanted = torch.from_numpy(np.stack([coco.decode(rle).astype(bool) for rle in want["masks_rle"]]))
         differ = found.masks.bits != wanted
         assert int((differ.flatten(1).sum(1) <= 4).sum()) >= 90

@@ -21,13 +21,11 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from heads.build import DETECTORS, DetectorRecipe, assemble, empty_backbone
 from heads.detector import RCNN
-from heads.formats import from_source
 from heads.images import read_image, resize, resized_size
 from heads.masks import BitMasks, decode_segmentation
 from heads.predictor import Predictor
 from heads.structures import ImageBatch, ImageSize, Targets
 from resnet_backbone import load_weights
-from resnet_backbone.preprocess import PREPROCESS
 
 EVERYTHING = 1_000_000
 NAMES = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "maskrcnn_resnet50_fpn_v2")
@@ -80,8 +78,8 @@ def pair(
     calibrate(theirs, images)
     recipe = recipe_of(name, proposals)
     ours = assemble(recipe, 90, empty_backbone(recipe))
-    assert load_weights(ours, from_source(ours, theirs.state_dict(), "torchvision")).complete
-    ours.preprocess = replace(PREPROCESS["torchvision"], **limits)
+    assert load_weights(ours, theirs.state_dict(), origin="torchvision").complete
+    ours.preprocess = replace(ours.preprocess, **limits)
     in_double(theirs, monkeypatch)
     return theirs.double(), ours.double()
 
@@ -201,7 +199,7 @@ def test_losses_and_gradients_are_torchvisions(both: tuple[Any, RCNN], photos: A
     torch.stack(list(wanted.values())).sum().backward()
     torch.stack(list(found.values())).sum().backward()
     gradients = {key: p.grad for key, p in theirs.named_parameters() if p.grad is not None}
-    want_of = from_source(ours, gradients, "torchvision")
+    want_of = ours.our_names(gradients).state
     trained = {key: p.grad for key, p in ours.named_parameters() if p.requires_grad}
     assert set(trained) == set(want_of)
     for key, gradient in trained.items():
@@ -250,7 +248,7 @@ def test_twenty_steps_of_sgd_end_at_torchvisions_weights(photos: Any, patcher: p
             optimiser.zero_grad()
             torch.stack(list(losses.values())).sum().backward()
             optimiser.step()
-    want = from_source(ours, theirs.state_dict(), "torchvision")
+    want = ours.our_names(theirs.state_dict()).state
     for key, parameter in ours.named_parameters():
         assert float((parameter.detach() - want[key]).norm()) <= 1e-6 * float(want[key].norm()), key
         assert torch.equal(parameter, start[key]) != parameter.requires_grad, key

@@ -64,7 +64,7 @@ def test_imagenet_accuracy_is_the_stated_one(
     name: str, top1: int, top5: int, imagenet_weights: Path, imagenet_sample: tuple[Tensor, Tensor]
 ) -> None:
     net = ResNetClassifier(name, norm="frozen_bn")
-    load_weights(net, imagenet_weights / f"{name}-imagenet.pth")
+    load_weights(net, imagenet_weights / f"{name}-imagenet.pth", origin="torchvision")
     found = correct(net, *imagenet_sample, batch=20)
     assert found[1] == pytest.approx(top1, abs=2) and found[5] == pytest.approx(top5, abs=2)
 

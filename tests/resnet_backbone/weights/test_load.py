@@ -146,7 +146,7 @@ def test_files_of_every_wrapping_load_the_same(
     else:
         torch.save({wrap: content, "epoch": 3} if wrap else content, path)
     net, want = backbone(), backbone()
-    load_weights(net, path)
+    load_weights(net, path, origin="torchvision")
     load_weights(want, state)
     assert hashes(net.state_dict()) == hashes(want.state_dict())
 
@@ -165,9 +165,9 @@ def test_published_cifar_weights_load_whole(shared: Path) -> None:
 
 def test_weights_of_another_depth_are_refused(imagenet_weights: Path) -> None:
     with pytest.raises(WeightMismatch, match="Another depth, width or number of classes"):
-        build_backbone("resnet34", weights=imagenet_weights / "resnet18-imagenet.pth")
+        build_backbone("resnet34", weights=imagenet_weights / "resnet18-imagenet.pth", source="torchvision")
     with pytest.raises(WeightMismatch, match="layer1.0.conv1.weight file .* model"):
-        build_backbone("resnet18", weights=imagenet_weights / "resnet50-imagenet.pth")
+        build_backbone("resnet18", weights=imagenet_weights / "resnet50-imagenet.pth", source="torchvision")
 
 
 class RunsCode:
@@ -226,7 +226,7 @@ def test_a_file_whose_hash_is_not_in_its_name_is_refused(state: dict[str, Tensor
     right, wrong = tmp_path / f"net-{digest[:8]}.pth", tmp_path / "net-01234567.pth"
     for path in (right, wrong):
         path.write_bytes((tmp_path / "net.pth").read_bytes())
-    assert load_weights(backbone(), right).complete
+    assert load_weights(backbone(), right, origin="torchvision").complete
     with pytest.raises(ValueError, match=f"has SHA-256 {digest[:8]}.*its name says 01234567"):
         load_weights(backbone(), wrong)
 
