@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import Literal, cast
@@ -161,6 +161,7 @@ def build_detector(
     if backbone is None:
         refuse_to_freeze_nothing(weights is not None, recipe.norm, recipe.frozen_stages)
     if weights is None:
+        refuse_frozen_head_norms(recipe)
         return assemble(recipe, num_classes, empty_backbone(recipe) if backbone is None else backbone)
     file = read_weights(weights)
     meaning = meaning_of(file, Renamed({}, candidates_of(file.state)), source)
@@ -171,6 +172,19 @@ def build_detector(
     detector = assemble(recipe, num_classes, empty_backbone(recipe) if backbone is None else backbone)
     load_weights(detector, file, origin=source)
     return detector
+
+
+def refuse_frozen_head_norms(recipe: DetectorRecipe) -> None:
+    """Raises ValueError where a norm behind the backbone would keep statistics that nobody has taken: only a whole
+    detector's weights bring them."""
+    norms = {"pyramid_norm": recipe.pyramid_norm, "box.norm": recipe.box.norm}
+    norms |= {} if recipe.mask is None else {"mask.norm": recipe.mask.norm}
+    for name, norm in norms.items():
+        if norm in ("frozen_bn", "bn_eval"):
+            raise ValueError(
+                f"{name}={norm!r} without a detector's weights would freeze initial statistics: give the weights of a "
+                "whole detector, or 'bn', 'gn' or 'none'"
+            )
 
 
 def adopted(recipe: DetectorRecipe, meaning: WeightSource, file: WeightFile, *, with_stride: bool) -> DetectorRecipe:
@@ -254,7 +268,10 @@ def _take_c5(backbone: nn.Module) -> tuple[nn.Module, FeatureSpec]:
     return backbone.take_last_stage()
 
 
-def fine_tune(detector: RCNN, source: str | PathLike[str] | Mapping[str, Tensor]) -> WeightReport:
+def fine_tune(
+    detector: RCNN, source: str | PathLike[str] | Mapping[str, Tensor], allow_missing: Sequence[str] = ()
+) -> WeightReport:
     """Load another detector's weights; layers that depend on the number of classes keep their initial values where
-    it differs (`WeightReport.kept_initial`). Raises `WeightMismatch` for any other difference."""
-    return load_weights(detector, source, allow_missing=CLASS_LAYERS)
+    it differs (`WeightReport.kept_initial`), and so may those that allow_missing names. Raises `WeightMismatch` for any
+    other difference."""
+    return load_weights(detector, source, allow_missing=(*CLASS_LAYERS, *allow_missing))

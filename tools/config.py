@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from heads.build import DETECTORS, DetectorRecipe
 from heads.mask_head import MaskHeadSpec
 from resnet_backbone.suggest import unknown
+from resnet_backbone.weights.sources import SOURCES, require_source
 
 
 class ConfigError(ValueError):
@@ -118,7 +119,13 @@ class RunConfig(_Section):
     backbone_weights: str | None = Field(
         "imagenet1k_v1", description="file or published name; none trains from scratch"
     )
+    backbone_source: str | None = Field(
+        None, description=f"whose they are, where the file does not tell: {', '.join(SOURCES)}"
+    )
     init_from: Path | None = Field(None, description="another run or its file, to fine-tune from")
+    allow_missing: tuple[str, ...] = Field(
+        (), description="patterns of tensors (box_head.*) that may stay at their initial values"
+    )
     data: DataConfig = Field(default_factory=lambda: DataConfig())
     input: InputConfig = Field(default_factory=lambda: InputConfig())
     optimiser: OptimiserConfig = Field(default_factory=lambda: OptimiserConfig())
@@ -139,6 +146,8 @@ class RunConfig(_Section):
             raise ValueError(
                 f"train.batch_size={self.train.batch_size} must be a multiple of accumulate={self.train.accumulate}"
             )
+        if self.backbone_source is not None:
+            require_source(self.backbone_source)
         if self.backbone_weights is None and self.init_from is None and self.model.norm in ("frozen_bn", "bn_eval"):
             raise ValueError(
                 f"model.norm={self.model.norm} without backbone_weights freezes initial values: "

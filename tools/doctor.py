@@ -1,8 +1,9 @@
-"""Find what is wrong before training does: python tools/doctor.py data CONFIG [--set a.b=c ...]
+"""Find what is wrong before training does: python tools/doctor.py {data CONFIG | weights FILE} [--set a.b=c ...]
 
 `data` sends the validation split's ground truth through the whole pipeline as if it were predictions: the loader's
 resize to network scale, the predictor's way back, the RLE encoder, the category mapping, the result writer and
 COCO-eval. What does not score 1 there is a fault of the pipeline or of the data, and each check names its own.
+`weights` says all that a weights file says of itself, and checks a certificate: every tensor, every stage's answer.
 """
 
 from __future__ import annotations
@@ -23,10 +24,17 @@ import torch
 from rich.table import Table
 
 from heads import predictor
+from heads.conventions import Conventions
+from heads.files import load_detector
+from heads.formats import candidates_of, layout_of
 from heads.images import UnreadableImage
 from heads.structures import Detections, ImageSize
+from resnet_backbone.weights.certificate import TOLERANCE, CertificateMismatch
+from resnet_backbone.weights.load import WeightFile, read_weights
+from resnet_backbone.weights.sources import SOURCES, AmbiguousWeights, decide
 from tools import cli
 from tools.config import RunConfig, load_config
+from tools.convert_weights import recognise
 from tools.data import loader
 from tools.data.augment import Augment
 from tools.data.coco import CocoData, ImageRecord
@@ -125,16 +133,74 @@ def _compare(data: CocoData, results: Sequence[dict[str, Any]]) -> list[Check]:
     ]
 
 
+def examine_weights(path: Path) -> list[Check]:
+    """Prints what the file says of itself; the checks of its certificate, none for a file of another project."""
+    file = read_weights(path)
+    table = Table("", "", title=str(path), show_header=False)
+    for name, value in facts(file).items():
+        table.add_row(name, value)
+    cli.CONSOLE.print(table)
+    if file.meta is None:
+        return []
+    tensors, stages = file.meta["tensors"], file.meta["fingerprint"]
+    mend = "the file was edited or damaged, or this version computes something else: make it again"
+    try:
+        load_detector(file) if file.meta["kind"] == "detector" else file.certified
+    except CertificateMismatch as mismatch:
+        return [Check("certificate", False, str(mismatch), mend)]
+    return [
+        Check("tensors", True, f"{len(tensors)} have the SHA-256 that was certified", mend),
+        Check("fingerprint", True, f"{', '.join(stages)} answer as they did, within {TOLERANCE:g}", mend),
+    ]
+
+
+def facts(file: WeightFile) -> dict[str, str]:
+    """What a weights file says of itself, or what its names say."""
+    count = sum(value.numel() for value in file.state.values())
+    said = {"tensors": f"{len(file.state)}, {count / 1e6:.1f} million values"}
+    meta = file.meta
+    if meta is None:
+        detector = layout_of(file.state)
+        candidates = candidates_of(file.state) if detector else recognise(file.state).our_names(file.state).candidates
+        said["kind"] = f"a detector under {detector}'s names" if detector else "a net without heads"
+        said["certificate"] = "none: it is not a file of ours (tools/convert_weights.py makes one of it)"
+        try:
+            source = decide(candidates, asked=None, content=file.content, path=file.path) if candidates else "unknown"
+            said["source"] = f"{source}: {SOURCES[source]}" if source in SOURCES else source
+        except AmbiguousWeights:
+            choices = (f"{name} ({SOURCES[name]})" for name in candidates)
+            said["source"] = f"undecided, give source=: {'; '.join(choices)}"
+        return said
+    net, recipe = meta["net"], meta.get("recipe")
+    said |= {"kind": str(meta["kind"]), "source": str(meta["source"])}
+    said["net"] = ", ".join(f"{name} {value}" for name, value in net["spec"].items())
+    said["norms"] = f"{net['norm']}, epsilon {net['norm_eps']:g}"
+    said["preprocess"] = ", ".join(f"{name} {value}" for name, value in meta["preprocess"].items())
+    if recipe is not None:
+        said["recipe"] = f"{recipe['backbone']}, {recipe['neck']}, {'boxes' if recipe['mask'] is None else 'masks'}"
+        defaults = vars(Conventions())
+        other = [f"{name} {value}" for name, value in recipe["conventions"].items() if value != defaults[name]]
+        said["conventions"] = f"{meta['project']}'s: {', '.join(other) or 'the defaults'}"
+        said["classes"] = f"{len(meta['class_names'])}: {', '.join(meta['class_names'])}"
+    return said
+
+
 def main() -> int:
     parser = cli.parser(__doc__, with_settings=True)
-    parser.add_argument("what", choices=("data",), help="what to examine")
-    parser.add_argument("config", type=Path, help="YAML that names data.val")
+    parser.add_argument("what", choices=("data", "weights"), help="what to examine")
+    parser.add_argument("path", type=Path, help="data: YAML that names data.val; weights: a file, or a run's folder")
     args = parser.parse_args()
-    checks = oracle(load_config(args.config, args.set))
-    table = Table("check", "passed", "measured", "if not", title="the ground truth, taken for predictions")
+    if args.what == "weights":
+        checks = examine_weights(cli.checkpoint_of(args.path))
+        title = "the certificate"
+    else:
+        checks = oracle(load_config(args.path, args.set))
+        title = "the ground truth, taken for predictions"
+    table = Table("check", "passed", "measured", "if not", title=title)
     for check in checks:
         table.add_row(check.name, "yes" if check.passed else "NO", check.measured, check.mend)
-    cli.CONSOLE.print(table)
+    if checks:
+        cli.CONSOLE.print(table)
     return 0 if all(check.passed for check in checks) else 1
 
 

@@ -21,13 +21,13 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from rich.console import Console, Group
 
-from heads.build import assemble, empty_backbone, fine_tune
+from heads.build import assemble, empty_backbone, fine_tune, refuse_frozen_head_norms
 from heads.detector import RCNN
 from heads.files import load_detector
 from heads.masks import BitMasks, PolygonMasks
 from heads.predictor import Predictor
 from heads.structures import Targets
-from resnet_backbone import Preprocess, WeightReport, load_weights
+from resnet_backbone import WeightReport, load_weights
 from resnet_backbone.backbone import refuse_to_freeze_nothing
 from tools import cli
 from tools.config import RunConfig, load_config, to_yaml
@@ -44,6 +44,7 @@ from tools.report.curves import write_loss_curve
 from tools.report.draw import draw_instances
 from tools.report.page import write_page
 from tools.report.summary import data_summary_table
+from tools.report.weights import weights_table
 
 
 def main() -> int:
@@ -152,23 +153,25 @@ def training_images(config: RunConfig, data: CocoData, resize: str = "pillow") -
 
 def make_detector(config: RunConfig, data: CocoData, say: Console) -> RCNN:
     """From scratch, around pretrained weights, or from another run; what stays at its initial value is said."""
-    backbone = empty_backbone(config.model)
+    backbone, loaded = empty_backbone(config.model), set[str]()
     if config.init_from is None:
         refuse_to_freeze_nothing(config.backbone_weights is not None, config.model.norm, config.model.frozen_stages)
+        refuse_frozen_head_norms(config.model)
         if config.backbone_weights is not None:
-            report = load_weights(backbone, config.backbone_weights)
-            say.print(f"backbone weights from {config.backbone_weights}: {report}")
+            patterns = [pattern.removeprefix("backbone.") for pattern in config.allow_missing]
+            source = config.backbone_source
+            report = load_weights(backbone, config.backbone_weights, allow_missing=patterns, origin=source)
+            loaded = {f"backbone.{key}" for key in report.loaded}
     detector = assemble(config.model, len(data.class_names), backbone)
     detector.class_names = data.class_names
-    pixels = Preprocess()
     if config.init_from is not None:
-        source, _ = load_detector(cli.checkpoint_of(config.init_from))
-        report = fine_tune(detector, source.state_dict())
-        pixels = source.preprocess
-        say.print(f"weights from {config.init_from}: {report}")
-        _say_remade(report, source, data, say)
+        other, _ = load_detector(cli.checkpoint_of(config.init_from))
+        report = fine_tune(detector, other.state_dict(), config.allow_missing)
+        loaded, detector.preprocess = set(report.loaded), other.preprocess
+        _refuse_other_order(report, other, data)
+    say_weights(detector, loaded, config, say)
     detector.preprocess = replace(
-        pixels,
+        detector.preprocess,
         short_side_px=config.input.test_short_side_px,
         long_side_px=config.input.long_side_px,
         pad_to_multiple_px=config.input.pad_to_multiple_px,
@@ -176,13 +179,19 @@ def make_detector(config: RunConfig, data: CocoData, say: Console) -> RCNN:
     return detector
 
 
-def _say_remade(report: WeightReport, source: RCNN, data: CocoData, say: Console) -> None:
-    if report.kept_initial:
-        say.print(
-            f"the class layers were re-made: the source knows {len(source.class_names)} classes, the data has "
-            f"{len(data.class_names)}; they start from their initial values"
-        )
-    elif source.class_names != data.class_names:
+def say_weights(detector: RCNN, loaded: set[str], config: RunConfig, say: Console) -> None:
+    """What was loaded and what stays at its initial value, on the screen and in weights.txt."""
+    table = weights_table(detector.state_dict(), loaded, str(config.init_from or config.backbone_weights or "nowhere"))
+    say.print(table)
+    if not say.quiet:
+        with open(config.out / "weights.txt", "w", encoding="utf-8") as file:
+            Console(file=file, width=160).print(table)
+
+
+def _refuse_other_order(report: WeightReport, source: RCNN, data: CocoData) -> None:
+    if not any(key.startswith("box_head.logits") for key in report.kept_initial) and (
+        source.class_names != data.class_names
+    ):
         raise ValueError(
             f"{len(data.class_names)} classes here and in the weights, with other names or another order "
             f"({', '.join(source.class_names[:4])} ... against {', '.join(data.class_names[:4])} ...): bring the "

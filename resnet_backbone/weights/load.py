@@ -103,12 +103,7 @@ class WeightFile:
         check_hashes(self.state, self.meta["tensors"], str(self))
         pixels, net = preprocess_from(self.meta), self.meta["net"]
         with torch.random.fork_rng(devices=[]):  # building draws initial values that nobody will see
-            body = ResNetBackbone(
-                spec_from_dict(net["spec"]),
-                norm="gn" if net["norm"] == "gn" else "frozen_bn",
-                norm_eps=net["norm_eps"],
-                out_levels=net["out_levels"],
-            )
+            body = ResNetBackbone(**{**net, "spec": spec_from_dict(net["spec"])})
         body.load_state_dict({key.removeprefix("backbone."): value for key, value in self.state.items()}, strict=False)
         answers = body_fingerprint(body, pixels)
         certified = {stage: values for stage, values in self.meta["fingerprint"].items() if stage in answers}

@@ -229,6 +229,7 @@ def test_what_is_frozen_stays_bit_for_bit(tiny: Tiny, imagenet_weights: Path) ->
         "model.norm=frozen_bn",
         "model.frozen_stages=2",
         f"backbone_weights={imagenet_weights / 'resnet18-imagenet.pth'}",
+        "backbone_source=torchvision",
         "schedule={iters: 2, warmup_iters: 0}",
         "optimiser.clip_norm=10",
     )
@@ -252,6 +253,7 @@ def test_live_norms_learn_and_frozen_stages_keep_theirs(tiny: Tiny, imagenet_wei
     config = tiny(
         "model.frozen_stages=2",
         f"backbone_weights={imagenet_weights / 'resnet18-imagenet.pth'}",
+        "backbone_source=torchvision",
         "schedule={iters: 1, warmup_iters: 0}",
         "optimiser.lr=1e-3",
     )
