@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from ..backbone import ResNetBackbone, ResNetBody
 from ..specs import RESNETS, spec_from_dict
 from .catalog import PUBLISHED, check_hash, published_file
-from .certificate import FORMAT, METADATA, body_fingerprint, check_fingerprint, check_hashes, preprocess_from
+from .certificate import (
+    FORMAT,
+    METADATA,
+    CertificateMismatch,
+    body_fingerprint,
+    check_fingerprint,
+    check_hashes,
+    preprocess_from,
+)
 from .formats import Renamed, unwrap
 from .pickled import read_arrays
 from .sources import SOURCES, WeightSource, decide, require_source
@@ -102,9 +110,15 @@ class WeightFile:
         assert self.meta is not None
         check_hashes(self.state, self.meta["tensors"], str(self))
         pixels, net = preprocess_from(self.meta), self.meta["net"]
-        with torch.random.fork_rng(devices=[]):  # building draws initial values that nobody will see
-            body = ResNetBackbone(**{**net, "spec": spec_from_dict(net["spec"])})
-        body.load_state_dict({key.removeprefix("backbone."): value for key, value in self.state.items()}, strict=False)
+        own = {key.removeprefix("backbone."): value for key, value in self.state.items()}
+        try:
+            with torch.random.fork_rng(devices=[]):  # building draws initial values that nobody will see
+                body = ResNetBackbone(**{**net, "spec": spec_from_dict(net["spec"])})
+            body.load_state_dict({key: own[key] for key in body.state_dict() if "num_batches" not in key}, strict=False)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CertificateMismatch(
+                f"{self}: its certificate describes no net of these tensors ({error}): make the file again"
+            ) from error
         answers = body_fingerprint(body, pixels)
         certified = {stage: values for stage, values in self.meta["fingerprint"].items() if stage in answers}
         check_fingerprint(answers, certified, str(self))

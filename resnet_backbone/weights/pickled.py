@@ -54,6 +54,10 @@ def _from_buffer(raw: Any, dtype: _Dtype, shape: tuple[int, ...], order: str) ->
     return dtype.tensor(raw, shape, by_columns=order == "F")
 
 
+def _no_bytes() -> bytes:
+    return b""
+
+
 def _names() -> dict[tuple[str, str], Callable[..., Any]]:
     names: dict[tuple[str, str], Callable[..., Any]] = {
         ("numpy", "ndarray"): _Array,
@@ -61,6 +65,8 @@ def _names() -> dict[tuple[str, str], Callable[..., Any]]:
         ("collections", "OrderedDict"): OrderedDict,
         ("_codecs", "encode"): lambda text, encoding: text.encode(encoding),
     }
+    for builtins in ("builtins", "__builtin__"):  # how older protocols write no bytes at all
+        names[builtins, "bytes"] = _no_bytes
     for core in ("numpy.core", "numpy._core"):  # before and since NumPy 2
         names[f"{core}.multiarray", "_reconstruct"] = lambda *_: _Array()
         names[f"{core}.multiarray", "scalar"] = lambda dtype, raw: dtype.tensor(raw, (), by_columns=False).item()

@@ -13,10 +13,13 @@ import torch
 from heads import DETECTORS, DetectorRecipe, ImageBatch, build_detector
 from heads.box_head import BoxHeadSpec
 from heads.build import fine_tune
+from heads.conventions import CONVENTIONS
+from heads.formats import to_layout
 from heads.mask_head import MaskHeadSpec
 from heads.rpn import RPNSpec
 from resnet_backbone import ResNetBackbone, ResNetSpec, WeightMismatch, load_weights
 from resnet_backbone.blocks import BasicBlock
+from resnet_backbone.weights.sources import AmbiguousWeights
 
 
 @pytest.fixture
@@ -171,3 +174,69 @@ def test_norm_eps_of_the_conventions_reaches_the_backbone(recipe: DetectorRecipe
     made = build_detector(replace(recipe, conventions=replace(recipe.conventions, norm_eps=1e-3)), num_classes=2)
     assert made.backbone.bn1.eps == 1e-3  # type: ignore[union-attr]
     assert load_weights(made, made.state_dict()).complete
+
+
+@pytest.mark.parametrize("part", ["pyramid_norm", "box", "mask"])
+def test_frozen_norms_in_the_heads_without_a_detectors_weights_are_refused(part: str, recipe: DetectorRecipe) -> None:
+    changes: dict[str, Any] = {
+        "pyramid_norm": "frozen_bn",
+        "box": replace(recipe.box, convs=1, norm="bn_eval"),
+        "mask": replace(recipe.mask, norm="frozen_bn"),  # type: ignore[type-var]
+    }
+    with pytest.raises(ValueError, match=f"{part}.*without a detector's weights would freeze initial statistics"):
+        build_detector(replace(recipe, **{part: changes[part]}), num_classes=3)
+
+
+@pytest.fixture(scope="module")
+def torchvisions() -> dict[str, torch.Tensor]:
+    from torchvision.models import detection as tv
+
+    torch.manual_seed(0)
+    return tv.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict()
+
+
+@pytest.mark.parametrize(("source", "eps"), [("torchvision", 1e-5), ("torchvision_coco_v1", 0.0)])
+def test_weights_bring_their_sources_conventions(
+    source: str, eps: float, torchvisions: dict[str, torch.Tensor]
+) -> None:
+    made = build_detector("mask_rcnn_r50_fpn", num_classes=90, weights=torchvisions, source=source)
+    wanted = replace(CONVENTIONS["torchvision"], norm_eps=eps)
+    assert made.box_head.conventions == made.rpn.conventions == made.box_regions.conventions == wanted
+    assert isinstance(made.backbone, ResNetBackbone) and made.backbone.bn1.eps == eps
+    assert made.preprocess.resize == "torch" and made.preprocess.value_range == 1
+    assert made.class_names[0] == "person" and made.class_names[89] == "toothbrush" and made.class_names[11] == "N/A"
+
+
+def test_weights_whose_source_nothing_tells_are_refused(torchvisions: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(AmbiguousWeights, match=r"(?s)source='torchvision': .*epsilon 1e-05.*_coco_v1': .*epsilon 0$"):
+        build_detector("mask_rcnn_r50_fpn", num_classes=90, weights=torchvisions)
+
+
+def test_a_background_that_was_counted_is_named(torchvisions: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(ValueError, match="knows 90 classes and the background, num_classes=91 was asked for"):
+        build_detector("mask_rcnn_r50_fpn", num_classes=91, weights=torchvisions, source="torchvision")
+
+
+@pytest.mark.parametrize(("neck", "pad"), [("fpn", 32), ("c4", 1)])
+def test_detectron2s_weights_bring_bgr_the_stride_and_its_padding(neck: str, pad: int) -> None:
+    name = f"faster_rcnn_r50_{neck}"
+    with torch.random.fork_rng():
+        given = build_detector(replace(DETECTORS[name], norm="bn", frozen_stages=0), num_classes=80)
+    theirs = {"model": to_layout(given.state_dict(), "detectron2", {}), "__author__": "Detectron2 Model Zoo"}
+    made = build_detector(name, num_classes=80, weights=theirs)  # type: ignore[arg-type]  # a file's content
+    assert isinstance(made.backbone, ResNetBackbone)
+    assert made.backbone.spec.stride_on == "1x1" and made.preprocess.channel_order == "bgr"
+    assert made.preprocess.pad_to_multiple_px == pad and made.class_names[79] == "toothbrush"
+    with pytest.raises(ValueError, match='on the 1x1, this net has it on the 3x3: build it with stride_on="1x1"'):
+        build_detector(DETECTORS[name], num_classes=80, weights=theirs)  # type: ignore[arg-type]
+
+
+def test_mmdetections_weights_bring_its_class_names_and_its_mask_rcnns_best_regions(
+    small_recipe: DetectorRecipe,
+) -> None:
+    given = build_detector(replace(small_recipe, norm="bn"), num_classes=2)
+    meta = {"dataset_meta": {"classes": ("cat", "dog")}, "cfg": "backbone=dict(style='pytorch')"}
+    theirs = {"state_dict": to_layout(given.state_dict(), "mmdetection", {}), "meta": meta}
+    made = build_detector(small_recipe, num_classes=2, weights=theirs)  # type: ignore[arg-type]
+    assert made.class_names == ("cat", "dog") and made.preprocess.resize == "opencv"
+    assert made.box_head.conventions == CONVENTIONS["mmdetection"] and made.box_head.spec.keep_best

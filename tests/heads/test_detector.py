@@ -110,7 +110,9 @@ def test_frozen_parts_keep_every_bit_and_the_rest_learns(
     make_targets: MakeTargets,
     hashes: Hashes,
 ) -> None:
-    backbone = build_backbone("resnet18", weights=imagenet_weights / "resnet18-imagenet.pth", frozen_stages=2)
+    backbone = build_backbone(
+        "resnet18", weights=imagenet_weights / "resnet18-imagenet.pth", source="torchvision", frozen_stages=2
+    )
     detector = build_detector(small_recipe, num_classes=3, backbone=backbone).train()
     trainable = {name for name, p in detector.named_parameters() if p.requires_grad}
     assert not any(name.startswith(("backbone.conv1", "backbone.layer1")) or ".bn" in name for name in trainable)

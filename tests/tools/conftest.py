@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
 from accelerate.state import AcceleratorState, GradientState
 
+from tools import cli
 from tools.config import RunConfig, load_config
 from tools.data.shapes import generate_shapes
+
+
+class Said(NamedTuple):
+    code: Any
+    out: str
+    err: str
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
+    """call(module, *arguments): what the command says and its exit code."""
+
+    def make(module: ModuleType, *arguments: object) -> Said:
+        monkeypatch.setattr(sys, "argv", [module.__name__, *(str(a) for a in arguments)])
+        out, err = StringIO(), StringIO()
+        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stop:
+            cli.run(module.main)
+        return Said(stop.value.code, " ".join(out.getvalue().split()), err.getvalue())
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,8 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,31 +17,12 @@ from pycocotools.coco import COCO
 from rich.console import Console
 
 from heads.files import load_detector
-from tools import cli, eval_det, predict, train_det
+from tests.tools.conftest import Said
+from tools import eval_det, predict, train_det
 from tools.config import RunConfig, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 Tiny = Callable[..., RunConfig]
-
-
-class Said(NamedTuple):
-    code: Any
-    out: str
-    err: str
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
-    """call(module, *arguments): what the command says and its exit code."""
-
-    def make(module: ModuleType, *arguments: object) -> Said:
-        monkeypatch.setattr(sys, "argv", [module.__name__, *(str(a) for a in arguments)])
-        out, err = StringIO(), StringIO()
-        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stop:
-            cli.run(module.main)
-        return Said(stop.value.code, " ".join(out.getvalue().split()), err.getvalue())
-
-    return make
 
 
 @pytest.fixture(scope="session")

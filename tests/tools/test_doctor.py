@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ from PIL import Image
 from heads import images as reading
 from heads import predictor
 from heads.structures import Detections, ImageSize
+from resnet_backbone import build_backbone
+from resnet_backbone.weights.files import save_weights
+from tests.tools.conftest import Said
 from tools import doctor
 from tools.config import RunConfig, validate
 from tools.doctor import Check, oracle
@@ -133,3 +138,31 @@ def test_an_ignored_orientation_fails_the_image_check(
 
     monkeypatch.setattr(doctor.loader, "read_image", sideways)
     assert {"images", "objects"} <= failed(oracle(turned))
+
+
+def unwrapped(said: Said) -> str:
+    """Without the borders and spaces of the tables, which break lines anywhere."""
+    return re.sub(r"[\s│┃]", "", said.out)
+
+
+def test_doctor_weights_prints_all_that_a_file_says_of_itself_and_finds_an_edit(
+    tmp_path: Path, call: Callable[..., Said]
+) -> None:
+    net = build_backbone("resnet18", norm="bn", frozen_stages=0)
+    save_weights(net, tmp_path / "net.pth", source="a test")
+    said = call(doctor, "weights", tmp_path / "net.pth")
+    assert said.code == 0 and "11.2 million values" in said.out, said.out
+    facts = ("atest", "BasicBlock", "stride_on3x3", "channel_orderrgb", "0.485", "epsilon1e-05", "c4,c5answer")
+    assert all(fact in unwrapped(said) for fact in facts)
+    content: Any = torch.load(tmp_path / "net.pth", weights_only=True)
+    content["model"]["layer4.1.conv2.weight"][0, 0, 0, 0] += 1
+    torch.save(content, tmp_path / "edited.pth")
+    said = call(doctor, "weights", tmp_path / "edited.pth")
+    assert said.code == 1 and "NO" in said.out and "layer4.1.conv2.weight" in unwrapped(said)
+
+
+def test_doctor_weights_says_what_names_leave_open(tmp_path: Path, call: Callable[..., Said]) -> None:
+    torch.save(build_backbone("resnet18", norm="bn", frozen_stages=0).state_dict(), tmp_path / "net.pth")
+    said = call(doctor, "weights", tmp_path / "net.pth")
+    assert said.code == 0 and "undecided, give source=: torchvision (RGB" in said.out
+    assert "mmdetection_caffe(BGR" in unwrapped(said)

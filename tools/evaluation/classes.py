@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-# Torchvision's COCO models keep a logit for each of COCO's unused ids under this name, several times over.
-UNUSED_CLASS = "N/A"
+from heads.class_lists import UNUSED
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,8 @@ class ClassMatch:
 def match_categories(model_names: Sequence[str], dataset_categories: Sequence[tuple[int, str]]) -> ClassMatch:
     """Matches K model classes, in label order, with (id, name) pairs; case and spaces do not count.
 
-    A model class named "N/A" belongs to no category; it is neither matched nor reported.
+    A model class named "N/A" (torchvision's COCO models keep a logit for each of COCO's unused ids) belongs to no
+    category; it is neither matched nor reported.
     """
     dataset_names = [name for _, name in dataset_categories]
     _refuse_twins("the model's classes", (name for name in model_names if not _is_unused(name)))
@@ -58,7 +58,7 @@ def _key(name: str) -> str:
 
 
 def _is_unused(name: str) -> bool:
-    return _key(name) == _key(UNUSED_CLASS)
+    return _key(name) == _key(UNUSED)
 
 
 def _refuse_twins(whose: str, names: Iterable[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from rich.console import Console
 from heads.build import assemble, empty_backbone
 from heads.detector import RCNN
 from heads.files import load_detector
+from resnet_backbone import RESNETS, ResNetClassifier, WeightMismatch
+from resnet_backbone.weights.formats import body_in_layout
 from tools import train_det
 from tools.config import RunConfig
 from tools.data.coco import CocoData
@@ -271,3 +274,47 @@ def test_an_empty_backbone_is_where_a_run_from_scratch_starts(tiny: Tiny) -> Non
     torch.manual_seed(config.train.seed)
     by_hand = assemble(config.model, len(data.class_names), empty_backbone(config.model))
     assert furthest(by_hand, start_of(config, data)) == 0.0
+
+
+def test_a_run_from_msras_weights_sees_bgr_and_its_file_says_so(tiny: Tiny, tmp_path: Path) -> None:
+    """Synthetic: a bottleneck net under the model zoo's names. The wrong stride is refused, naming the setting."""
+    torch.manual_seed(1)
+    net = ResNetClassifier(replace(RESNETS["resnet50"], stride_on="1x1"))
+    theirs = {"model": body_in_layout(net.state_dict(), "detectron2"), "__author__": "Detectron2 Model Zoo"}
+    torch.save(theirs, tmp_path / "R-50.pth")
+    sets = (
+        f"backbone_weights={tmp_path / 'R-50.pth'}",
+        "model.backbone=resnet50",
+        "schedule={iters: 1, warmup_iters: 0}",
+        "data.val=null",
+        "train.batch_size=1",
+    )
+    with pytest.raises(ValueError, match="stride on the 1x1, this net has it on the 3x3.*DetectorRecipe"):
+        run(tiny(*sets))
+    config = tiny(*sets, "model.stride_on=1x1", f"out={tmp_path / 'bgr'}")
+    run(config)
+    detector, _ = load_detector(config.out / "checkpoints" / "last.pt")
+    assert detector.preprocess.channel_order == "bgr" and detector.preprocess.resize == "pillow"
+    assert detector.preprocess.short_side_px == config.input.test_short_side_px
+
+
+def test_allowed_gaps_are_named_at_the_start_and_in_the_runs_folder(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny("schedule={iters: 1, warmup_iters: 0}", "data.val=null")
+    detector = run(config)
+    torch.manual_seed(0)
+    state = {k: v for k, v in detector.state_dict().items() if k not in ("rpn.deltas.bias", "backbone.bn1.bias")}
+    backbone = {key.removeprefix("backbone."): v for key, v in state.items() if key.startswith("backbone.")}
+    torch.save(backbone, tmp_path / "gap.pth")
+    sets = f"backbone_weights={tmp_path / 'gap.pth'}", "backbone_source=torchvision", f"out={tmp_path / 'tuned'}"
+    with pytest.raises(WeightMismatch, match="bn1.bias"):
+        run(tiny(*sets))
+    capsys.readouterr()
+    config = tiny(*sets, "allow_missing=[backbone.bn1.*]", "schedule={iters: 1, warmup_iters: 0}", "data.val=null")
+    config.out.mkdir(exist_ok=True)
+    train_det.make_detector(config, train_det.load_train(config), Console())
+    lines_of = [line.split() for line in (config.out / "weights.txt").read_text().splitlines()]
+    rows = {line[0]: line[2:] for line in lines_of if len(line) == 4}
+    assert rows["backbone"] == ["1", "bn1.bias"] and "bn1.bias" in capsys.readouterr().out
+    assert all(rows[part][1] == "all" for part in ("neck", "rpn", "box_head"))

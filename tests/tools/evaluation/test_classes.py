@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
+from heads.class_lists import COCO_80, COCO_90
 from tools.evaluation.classes import match_categories
 
 
@@ -41,3 +45,17 @@ def test_no_match_at_all_names_both_lists() -> None:
 def test_twin_names_are_refused(model: list[str], dataset: list[tuple[int, str]]) -> None:
     with pytest.raises(ValueError, match="more than once"):
         match_categories(model, dataset)
+
+
+def test_torchvisions_ninety_labels_are_cocos_ids(coco_mini: Path) -> None:
+    """Its N/A classes are matched with nothing, and no other label moves."""
+    content = json.loads((coco_mini / "annotations" / "instances_val2017.json").read_text())
+    categories = [(c["id"], c["name"]) for c in content["categories"]]
+    match = match_categories(COCO_90, categories)
+    assert not match.unmatched_model and not match.unmatched_dataset
+    known = {category_id for category_id, _ in categories}
+    assert match.category_ids == [i if i in known else None for i in range(1, 91)]
+    assert match_categories(COCO_80, categories).category_ids == sorted(known)
+    from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
+
+    assert ("__background__", *COCO_90) == tuple(MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"])

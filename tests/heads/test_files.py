@@ -1,0 +1,149 @@
+"""A detector's certified file: whole, with all that travels, and refused where anything was changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from heads import DETECTORS, RCNN, DetectorRecipe, ImageBatch, build_detector
+from heads.box_head import BoxHeadSpec
+from heads.conventions import CONVENTIONS
+from heads.files import detector_content, load_detector, save_atomically, save_detector
+from heads.mask_head import MaskHeadSpec
+from heads.rpn import RPNSpec
+from resnet_backbone import ResNetBackbone, load_weights
+from resnet_backbone.weights.certificate import CertificateMismatch
+from resnet_backbone.weights.load import read_file
+
+Edit = Callable[[dict[str, Any], dict[str, Any]], Any]
+C4 = replace(
+    DETECTORS["mask_rcnn_r50_c4"],
+    norm="bn",
+    frozen_stages=0,
+    rpn=RPNSpec(((32.0, 64.0),), keep_after_nms_test=20),
+    mask=MaskHeadSpec(convs=0, channels=16),
+)
+
+
+@pytest.fixture
+def recipe(small_recipe: DetectorRecipe) -> DetectorRecipe:
+    return replace(small_recipe, conventions=CONVENTIONS["torchvision"])
+
+
+@pytest.fixture
+def detector(recipe: DetectorRecipe) -> RCNN:
+    """Heads whose outputs spread, class names, a rule of its own for pixels, and background rows."""
+    made = build_detector(recipe, num_classes=3)
+    for head in (made.box_head.logits, made.box_head.deltas, made.mask_head.logits):
+        nn.init.normal_(head.weight, std=0.1)  # type: ignore[union-attr]
+    made.class_names = ("one", "N/A", "three")
+    made.preprocess = replace(made.preprocess, channel_order="bgr", short_side_px=640)
+    made.background = {"box_head.deltas.bias": torch.arange(4.0)}
+    return made.eval()
+
+
+@pytest.fixture(params=[".pth", ".safetensors"])
+def path(request: pytest.FixtureRequest, detector: RCNN, recipe: DetectorRecipe, tmp_path: Path) -> Path:
+    save_detector(detector, recipe, tmp_path / f"detector{request.param}", source="a test")
+    return tmp_path / f"detector{request.param}"
+
+
+def edited(path: Path, edit: Edit) -> Path:
+    content: Any = read_file(path)
+    edit(content["model"], content["meta"])
+    save_atomically(content, path.with_stem("edited"))
+    return path.with_stem("edited")
+
+
+@torch.inference_mode()
+def test_a_file_comes_back_whole_with_what_travels(
+    path: Path, detector: RCNN, recipe: DetectorRecipe, make_batch: Callable[..., ImageBatch]
+) -> None:
+    found, its = load_detector(path)
+    assert its == recipe and found.class_names == detector.class_names and found.preprocess == detector.preprocess
+    assert torch.equal(found.background["box_head.deltas.bias"], torch.arange(4.0))
+    assert all(torch.equal(value, detector.state_dict()[key]) for key, value in found.state_dict().items())
+    batch = make_batch()
+    for a, b in zip(detector.detect(batch), found.eval().detect(batch), strict=True):
+        assert len(a) and torch.equal(a.boxes, b.boxes) and torch.equal(a.scores, b.scores)
+
+
+def test_a_c4_detectors_shared_stage_is_certified_too(tmp_path: Path) -> None:
+    made = build_detector(C4, num_classes=2)
+    save_detector(made, C4, tmp_path / "c4.pth", source="a test")
+    assert load_detector(tmp_path / "c4.pth")[1] == C4
+    stride = edited(tmp_path / "c4.pth", lambda state, meta: meta["recipe"].update(stride_on="1x1"))
+    with pytest.raises(ValueError, match="trained with the stride on the 3x3, this net has it on the 1x1"):
+        load_detector(stride)
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (lambda state, meta: state["mask_head.logits.bias"].add_(1e-6), "mask_head.logits.bias is not the tensor"),
+        (
+            lambda state, meta: state["background.box_head.deltas.bias"].add_(1),
+            "background.*deltas.bias is not",
+        ),
+        (lambda state, meta: meta["recipe"]["conventions"].update(roi_samples=1), "box regions is the first stage"),
+        (lambda state, meta: meta["recipe"]["conventions"].update(roi_aligned=True), "box regions is the first stage"),
+        (lambda state, meta: meta["preprocess"].update(channel_order="rgb"), "c1 is the first stage"),
+        (lambda state, meta: meta["net"].update(norm_eps=0.5), "c1 is the first stage"),
+        (lambda state, meta: meta["fingerprint"]["p4"].__setitem__(7, 3.0), "p4 is the first stage"),
+        (lambda state, meta: meta["fingerprint"].update(keypoints=[0.0]), "a stage 'keypoints' that this net lacks"),
+    ],
+)
+def test_what_was_changed_is_found_and_named(edit: Edit, says: str, path: Path) -> None:
+    with pytest.raises(CertificateMismatch, match=says):
+        load_detector(edited(path, edit))
+
+
+def test_build_detector_adopts_what_a_certified_file_says(path: Path, detector: RCNN, recipe: DetectorRecipe) -> None:
+    """Into a recipe of other conventions; the file's are the ones that its weights were trained in."""
+    other = replace(recipe, conventions=CONVENTIONS["detectron2"])
+    made = build_detector(other, num_classes=3, weights=path)
+    assert made.box_head.conventions == made.rpn.conventions == recipe.conventions
+    assert made.class_names == detector.class_names and made.preprocess == detector.preprocess
+    with pytest.raises(ValueError, match="conventions of these weights are not this detector's, first round_anchors"):
+        load_weights(build_detector(other, num_classes=3), path)
+
+
+def test_its_backbone_can_be_taken_alone(path: Path, detector: RCNN) -> None:
+    assert isinstance(detector.backbone, ResNetBackbone)
+    net = ResNetBackbone(detector.backbone.spec)
+    report = load_weights(net, path)
+    assert torch.equal(net.state_dict()["layer4.1.bn2.weight"], detector.state_dict()["backbone.layer4.1.bn2.weight"])
+    assert net.preprocess.channel_order == "bgr" and "rpn.objectness.weight" in report.unused_by_design
+
+
+def test_files_that_are_no_detectors_of_ours_are_refused_with_the_mend(tmp_path: Path, detector: RCNN) -> None:
+    torch.save(detector.state_dict(), tmp_path / "bare.pth")
+    with pytest.raises(ValueError, match="bare.pth holds no detector of ours with its certificate.*convert_weights.py"):
+        load_detector(tmp_path / "bare.pth")
+    with pytest.raises(FileNotFoundError, match="no detector at .*nowhere.pth"):
+        load_detector(tmp_path / "nowhere.pth")
+
+
+def test_a_backbone_that_no_recipe_rebuilds_is_not_saved_as_if_one_did(recipe: DetectorRecipe) -> None:
+    class Foreign(nn.Module):
+        pass
+
+    made = build_detector(recipe, num_classes=1)
+    made.backbone = Foreign()
+    with pytest.raises(TypeError, match="Foreign cannot be rebuilt from a recipe"):
+        detector_content(made, recipe)
+
+
+def test_a_head_spec_survives_json() -> None:
+    """Lists become tuples again: safetensors keeps metadata as JSON."""
+    from heads.files import recipe_from_dict
+
+    values = {"backbone": "resnet18", "rpn": {"anchor_sizes_px": [[8], [16], [32], [64], [128]]}}
+    recipe = recipe_from_dict({**values, "box": {"convs": 1}})
+    assert recipe.rpn.anchor_sizes_px == ((8,), (16,), (32,), (64,), (128,)) and recipe.box == BoxHeadSpec(convs=1)

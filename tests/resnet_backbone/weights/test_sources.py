@@ -1,0 +1,107 @@
+"""What names do not tell: the caller, the metadata or a published hash decides; where nothing does it is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from resnet_backbone import ResNetClassifier, ResNetSpec, build_backbone, load_weights
+from resnet_backbone.blocks import Bottleneck
+from resnet_backbone.weights.catalog import HASHES
+from resnet_backbone.weights.sources import SOURCES, AmbiguousWeights, decide, told_by
+
+CAFFE_CONFIG = "model = dict(backbone=dict(type='ResNet', depth=50,\n    style='caffe'))"
+
+
+@pytest.mark.parametrize(
+    ("content", "source"),
+    [
+        ({"model": {}, "__author__": "Detectron2 Model Zoo"}, "detectron2"),
+        ({"model": {}, "__author__": "torchvision", "matching_heuristics": True}, "detectron2_rgb"),
+        ({"model": {"pixel_mean": torch.tensor([[[103.53]], [[116.28]], [[123.675]]])}}, "detectron2"),
+        ({"model": {"pixel_mean": torch.tensor([123.675, 116.28, 103.53])}}, "detectron2_rgb"),
+        ({"state_dict": {}, "meta": {"cfg": CAFFE_CONFIG}}, "mmdetection_caffe"),
+        ({"state_dict": {}, "meta": {"config": CAFFE_CONFIG.replace("caffe", "pytorch")}}, "mmdetection"),
+        ({"state_dict": {}, "meta": {"CLASSES": ("person",)}}, None),
+        ({"conv1.weight": torch.zeros(1)}, None),
+        ([1, 2], None),
+    ],
+)
+def test_a_files_own_metadata(content: Any, source: str | None) -> None:
+    assert told_by(content) == source
+    assert source is None or source in SOURCES
+
+
+def test_a_published_hash_decides(tmp_path: Path) -> None:
+    """Of the file's bytes, whatever it is called now."""
+    path = tmp_path / "renamed.pth"
+    path.write_bytes(b"weights")
+    known = {hashlib.sha256(b"weights").hexdigest()[:8]: "timm"}
+    assert decide(("torchvision", "timm"), asked=None, path=path, known=known) == "timm"
+    with pytest.raises(AmbiguousWeights):
+        decide(("torchvision", "mmdetection_caffe"), asked=None, path=path, known=known)
+
+
+def test_the_hashes_are_prefixes_of_known_sources() -> None:
+    assert len(HASHES) > 80 and set(HASHES.values()) <= set(SOURCES)
+    assert all(re.fullmatch("[0-9a-f]{8}", prefix) for prefix in HASHES)
+    # as the torchvision that is installed publishes them
+    from torchvision.models import ResNet50_Weights
+    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_V2_Weights, MaskRCNN_ResNet50_FPN_Weights
+
+    published = {
+        ResNet50_Weights.IMAGENET1K_V2: "torchvision",
+        MaskRCNN_ResNet50_FPN_Weights.COCO_V1: "torchvision_coco_v1",
+        FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1: "torchvision",
+    }
+    for weights, source in published.items():
+        assert HASHES[weights.url.removesuffix(".pth").rpartition("-")[2]] == source
+
+
+def test_what_nothing_decides_is_refused_with_the_choices(narrow: ResNetClassifier, tmp_path: Path) -> None:
+    torch.save(narrow.state_dict(), tmp_path / "net.pth")
+    with pytest.raises(
+        AmbiguousWeights, match="(?s)source='timm': RGB, stride on the 3x3.*caffe': BGR, stride on the 1x1"
+    ):
+        load_weights(ResNetClassifier(narrow.spec, num_classes=5), tmp_path / "net.pth")
+    with pytest.raises(ValueError, match="source='detectron2' has other names: these are of torchvision or timm"):
+        load_weights(ResNetClassifier(narrow.spec, num_classes=5), tmp_path / "net.pth", origin="detectron2")
+    with pytest.raises(ValueError, match="source='torchvison' is unknown: did you mean 'torchvision'"):
+        load_weights(ResNetClassifier(narrow.spec, num_classes=5), tmp_path / "net.pth", origin="torchvison")
+
+
+def test_a_state_dict_under_our_own_names_needs_no_source(narrow: ResNetClassifier) -> None:
+    net = ResNetClassifier(narrow.spec, num_classes=5)
+    before = net.preprocess
+    assert load_weights(net, narrow.state_dict()).complete and net.preprocess == before
+
+
+def test_a_net_by_name_takes_the_stride_of_its_weights_and_a_spec_means_what_it_says(tmp_path: Path) -> None:
+    torch.save(ResNetClassifier("resnet50").state_dict(), tmp_path / "caffe.pth")
+    net = build_backbone("resnet50", weights=tmp_path / "caffe.pth", source="mmdetection_caffe")
+    assert net.spec.stride_on == "1x1" and net.layer3[0].conv1.stride == (2, 2) and net.layer3[0].conv2.stride == (1, 1)
+    assert net.preprocess.channel_order == "bgr" and net.preprocess.std == (1.0, 1.0, 1.0)
+    assert net.preprocess.resize == "pillow"  # how images are resized is a detector's affair
+    spec = ResNetSpec(Bottleneck, (3, 4, 6, 3))
+    with pytest.raises(
+        ValueError, match='stride on the 1x1, this net has it on the 3x3: build it with stride_on="1x1"'
+    ):
+        build_backbone(spec, weights=tmp_path / "caffe.pth", source="mmdetection_caffe")
+
+
+def test_the_epsilon_of_torchvisions_first_detectors_is_adopted_or_refused(tmp_path: Path) -> None:
+    state = {f"backbone.body.{key}": value for key, value in ResNetClassifier("resnet18").state_dict().items()}
+    torch.save({key: value for key, value in state.items() if ".fc." not in key}, tmp_path / "detector.pth")
+    net = build_backbone("resnet18", weights=tmp_path / "detector.pth", source="torchvision_coco_v1")
+    assert net.norm_eps == 0 and net.bn1.eps == 0
+    with pytest.raises(ValueError, match="a norm's epsilon of 0, this net has 1e-05"):
+        load_weights(
+            build_backbone("resnet18", norm="bn", frozen_stages=0),
+            tmp_path / "detector.pth",
+            origin="torchvision_coco_v1",
+        )
