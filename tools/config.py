@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from heads.build import DETECTORS, DetectorRecipe
+from heads.conventions import CONVENTIONS
 from heads.mask_head import MaskHeadSpec
 from resnet_backbone.suggest import unknown
 from resnet_backbone.weights.sources import SOURCES, require_source
@@ -52,6 +53,9 @@ class InputConfig(_Section):
     test_short_side_px: int = Field(800, ge=1, description="px; the short side when scoring and predicting")
     pad_to_multiple_px: int = Field(32, ge=1, description="px; batches are padded to a multiple of this")
     flip_probability: float = Field(0.5, ge=0, le=1, description="chance of a horizontal flip")
+    resize: Literal["pillow", "opencv", "torch"] | None = Field(
+        None, description="whose bilinear filter, as in Preprocess.resize; none: as the weights know it"
+    )
 
     @model_validator(mode="after")
     def _sides(self) -> InputConfig:
@@ -166,6 +170,10 @@ def resolve_recipe(value: Any) -> Any:
     if value["recipe"] not in DETECTORS:
         raise ValueError(f"model.recipe={value['recipe']!r} is no detector: {unknown(value['recipe'], DETECTORS)}")
     recipe = asdict(DETECTORS[value["recipe"]])
+    if isinstance(named := overrides.get("conventions"), str):
+        if named not in CONVENTIONS:
+            raise ValueError(f"model.conventions={named!r} is nobody's: {unknown(named, CONVENTIONS)}")
+        overrides["conventions"] = asdict(CONVENTIONS[named])
     if isinstance(overrides.get("mask"), dict) and recipe["mask"] is None:
         recipe["mask"] = asdict(MaskHeadSpec())
     return merge(recipe, overrides)

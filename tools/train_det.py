@@ -172,6 +172,7 @@ def make_detector(config: RunConfig, data: CocoData, say: Console) -> RCNN:
     say_weights(detector, loaded, config, say)
     detector.preprocess = replace(
         detector.preprocess,
+        resize=config.input.resize or detector.preprocess.resize,
         short_side_px=config.input.test_short_side_px,
         long_side_px=config.input.long_side_px,
         pad_to_multiple_px=config.input.pad_to_multiple_px,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from heads import DETECTORS
+from heads.conventions import CONVENTIONS
 from tools.config import ConfigError, RunConfig, load_config, settings, to_yaml
 from tools.engine.optim import make_schedule
 
@@ -44,6 +45,8 @@ def load(tmp_path: Path) -> Callable[..., RunConfig]:
         ("model: {recipe: mask_rcnn_r50_fpn, box: {hiden: 3}}", ["model.box.hiden", "did you mean 'hidden'"]),
         ("model: {recipe: mask_rcnn_r50_fpn, frozen_stage: 3}", ["model.frozen_stage", "did you mean 'frozen_stages'"]),
         ("model: {recipe: mask_rcnn_r50_fpn, backbone: resnet51}", ["'resnet51'", "did you mean 'resnet50'"]),
+        ("model: {recipe: mask_rcnn_r50_fpn, conventions: mmdet}", ["conventions='mmdet'", "did you mean 'mmdetection'"]),
+        ("backbone_source: torchvison", ["source='torchvison' is unknown", "did you mean 'torchvision'"]),
         ("train: {precision: fp8}", ["train.precision: got 'fp8'", "'fp16'", "'bf16'"]),
         ("data: {empty_images: ignore}", ["data.empty_images: got 'ignore'", "'drop' or 'keep'"]),
         ("optimiser: {lr: fast}", ["optimiser.lr", "number", "'fast'"]),
@@ -165,6 +168,13 @@ def test_every_config_of_ours_loads(path: Path, tmp_path: Path) -> None:
     (tmp_path / "written.yaml").write_text(to_yaml(config))
     assert load_config(tmp_path / "written.yaml") == config
     assert config.data.train is not None and config.data.val is not None
+
+
+def test_conventions_may_be_named(load: Callable[..., RunConfig]) -> None:
+    named = load("model: {recipe: mask_rcnn_r50_fpn, conventions: mmdetection}")
+    assert named.model.conventions == CONVENTIONS["mmdetection"]
+    changed = load("model: {recipe: maskrcnn_resnet50_fpn, conventions: {roi_samples: 1}}").model.conventions
+    assert changed == replace(CONVENTIONS["torchvision"], roi_samples=1)
 
 
 def test_auto_scale_sees_the_same_images_at_a_rate_that_follows_the_batch(load: Callable[..., RunConfig]) -> None:
