@@ -4,6 +4,7 @@ from .boxes import clip, decode, encode, iou
 from .build import DETECTORS, DetectorRecipe, build_detector
 from .conventions import Conventions
 from .detector import RCNN
+from .files import load_detector, save_detector
 from .masks import BitMasks, PolygonMasks, RoiMasks
 from .predictor import Predictor
 from .structures import Detections, ImageBatch, ImageSize, Proposals, Targets
@@ -27,4 +28,6 @@ __all__ = [
     "decode",
     "encode",
     "iou",
+    "load_detector",
+    "save_detector",
 ]

@@ -4,11 +4,17 @@ from .backbone import FeatureSpec, ResNetBackbone, build_backbone
 from .classifier import ResNetClassifier
 from .preprocess import Preprocess
 from .specs import RESNETS, ResNetSpec
+from .weights.certificate import CertificateMismatch
+from .weights.files import save_weights
 from .weights.load import WeightMismatch, WeightReport, load_weights
+from .weights.sources import SOURCES, AmbiguousWeights
 
 __version__ = "0.1.0"
 __all__ = [
     "RESNETS",
+    "SOURCES",
+    "AmbiguousWeights",
+    "CertificateMismatch",
     "FeatureSpec",
     "Preprocess",
     "ResNetBackbone",
@@ -18,4 +24,5 @@ __all__ = [
     "WeightReport",
     "build_backbone",
     "load_weights",
+    "save_weights",
 ]

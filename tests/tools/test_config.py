@@ -45,7 +45,7 @@ def load(tmp_path: Path) -> Callable[..., RunConfig]:
         ("model: {recipe: mask_rcnn_r50_fpn, box: {hiden: 3}}", ["model.box.hiden", "did you mean 'hidden'"]),
         ("model: {recipe: mask_rcnn_r50_fpn, frozen_stage: 3}", ["model.frozen_stage", "did you mean 'frozen_stages'"]),
         ("model: {recipe: mask_rcnn_r50_fpn, backbone: resnet51}", ["'resnet51'", "did you mean 'resnet50'"]),
-        ("model: {recipe: mask_rcnn_r50_fpn, conventions: mmdet}", ["conventions='mmdet'", "did you mean 'mmdetection'"]),
+        ("model: {recipe: mask_rcnn_r50_fpn, conventions: mmdet}", ["'mmdet'", "did you mean 'mmdetection'"]),
         ("backbone_source: torchvison", ["source='torchvison' is unknown", "did you mean 'torchvision'"]),
         ("train: {precision: fp8}", ["train.precision: got 'fp8'", "'fp16'", "'bf16'"]),
         ("data: {empty_images: ignore}", ["data.empty_images: got 'ignore'", "'drop' or 'keep'"]),
