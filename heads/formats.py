@@ -44,8 +44,8 @@ def _split(key: str) -> Split:
 
 
 def _layer(last: str, *, bare: str, conv: str, norm: str) -> str:
-    """ "0.1.bias": layer 0's norm's bias, "0.0.weight": its convolution's weight, "0.weight": that of a convolution
-    without a norm -> the layer's number or name, and the tensor's name below it."""
+    """The tensor's name below a layer: of "0.0.weight" (layer 0's convolution) and "0.1.bias" (its norm) behind `conv`
+    and `norm`, of "0.weight" (a layer without a norm) behind `bare`."""
     _, *tail = last.split(".")
     inside = {1: bare, 2: conv if tail[0] == "0" else norm}[len(tail)]
     return f"{inside}{tail[-1]}"

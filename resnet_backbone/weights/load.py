@@ -147,10 +147,12 @@ def read_weights(source: Source | WeightFile, *, net: str | None = None) -> Weig
         check_hash(path)
         content = read_file(path)
     meta = content.get("meta") if isinstance(content, Mapping) else None
-    if not (isinstance(meta, Mapping) and "format" in meta and "fingerprint" in meta):
+    if not (isinstance(meta, Mapping) and {"format", "kind"} <= set(meta)):
         meta = None
     elif meta["format"] > FORMAT:
         raise ValueError(f"{path} was written by a newer version (format {meta['format']}): update resnet-backbone")
+    elif lost := {"source", "project", "net", "preprocess", "tensors", "fingerprint"} - set(meta):
+        raise CertificateMismatch(f"{path}: its certificate has lost {', '.join(sorted(lost))}: make the file again")
     return WeightFile(unwrap(content), content, path, meta)
 
 
@@ -166,7 +168,7 @@ def read_file(path: Path) -> object:
                 state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  it is no mapping
                 header = (file.metadata() or {}).get(METADATA)
             return state if header is None else {"model": state, "meta": json.loads(header)}
-        except SafetensorError as error:
+        except (SafetensorError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is not a whole safetensors file ({error}): copy or download it again") from error
     try:
         return torch.load(path, map_location="cpu", weights_only=True)

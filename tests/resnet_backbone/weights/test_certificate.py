@@ -101,6 +101,11 @@ def test_a_certificate_of_another_net_is_refused(name: str, value: Any, path: Pa
         load_weights(empty(narrow), edited(path, lambda state, meta: meta["net"]["spec"].update({name: value})))
 
 
+def test_half_a_certificate_is_no_certificate(path: Path, narrow: ResNetClassifier) -> None:
+    with pytest.raises(CertificateMismatch, match="its certificate has lost tensors: make the file again"):
+        load_weights(empty(narrow), edited(path, lambda state, meta: meta.pop("tensors")))
+
+
 def test_rgb_cannot_be_forced_on_a_bgr_file(path: Path, narrow: ResNetClassifier) -> None:
     with pytest.raises(ValueError, match="is certified as BGR, stride on the 3x3.*source='torchvision' means RGB"):
         load_weights(empty(narrow), path, origin="torchvision")

@@ -77,8 +77,18 @@ def test_the_1x_schedule_decays_where_the_papers_does() -> None:
         assert schedule.lr(step) == pytest.approx(lr, rel=1e-12), step
 
 
+def test_mmdetections_1x_configs_are_its_schedule() -> None:
+    """Twelve epochs, with decays after the eighth and the eleventh."""
+    paths = sorted((ROOT / "configs").glob("mmdet_*_1x.yaml"))
+    assert len(paths) == 4
+    for path in paths:
+        schedule = make_schedule(load_config(path), steps_per_epoch=7330)
+        falls = [at for at in (8, 11) if schedule.lr(at * 7330) < schedule.lr(at * 7330 - 1) * 0.2]
+        assert (schedule.total, falls) == (12 * 7330, [8, 11]), path.name
+
+
 def test_our_1x_configs_are_that_schedule() -> None:
-    for path in sorted((ROOT / "configs").glob("*_1x.yaml")):
+    for path in sorted((ROOT / "configs").glob("[fm]a*_rcnn_*_1x.yaml")):
         schedule = make_schedule(load_config(path), steps_per_epoch=7330)
         falls = [step for step in (60000, 80000) if schedule.lr(step) < schedule.lr(step - 1) * 0.2]
         assert (schedule.total, falls) == (90000, [60000, 80000]), path.name

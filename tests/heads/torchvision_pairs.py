@@ -1,0 +1,153 @@
+"""What the tests against torchvision's own detectors share: a detector of torchvision's, and ours with its weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import detection as tv
+from torchvision.ops import FrozenBatchNorm2d
+
+from heads.build import DETECTORS, DetectorRecipe, assemble, empty_backbone
+from heads.detector import RCNN
+from heads.images import resize, resized_size
+from heads.structures import ImageBatch, ImageSize
+from resnet_backbone import Preprocess, load_weights
+
+EVERYTHING = 1_000_000
+NAMES = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "maskrcnn_resnet50_fpn_v2")
+LIMITS = {"short_side_px": 256, "long_side_px": 400}
+
+
+def recipe_of(name: str, proposals: int) -> DetectorRecipe:
+    """Ours for one of torchvision's builders, with every anchor and region sampled and so many proposals."""
+    recipe = DETECTORS[name]
+    rpn = replace(
+        recipe.rpn,
+        samples_per_image=EVERYTHING,
+        positive_fraction=1.0,
+        keep_after_nms_train=proposals,
+        keep_after_nms_test=proposals,
+    )
+    head_norm = "frozen_bn" if recipe.pyramid_norm == "bn" else "none"  # v2's, frozen as torchvision's are here
+    box = replace(recipe.box, samples_per_image=EVERYTHING, positive_fraction=1.0, norm=head_norm)
+    mask = recipe.mask and replace(recipe.mask, norm=head_norm)
+    return replace(recipe, norm="frozen_bn", pyramid_norm=head_norm, rpn=rpn, box=box, mask=mask)
+
+
+def pair(
+    name: str,
+    proposals: int,
+    images: list[np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    limits: dict[str, int] = LIMITS,
+) -> tuple[Any, RCNN]:
+    """torchvision's detector with calibrated random weights, and ours with the same ones, in float32."""
+    torch.manual_seed(1)
+    # without weights the builders make live batch norms, whose output hangs on the batch; the keys are the same
+    with monkeypatch.context() as patch:
+        patch.setattr(nn, "BatchNorm2d", FrozenBatchNorm2d)
+        theirs: Any = getattr(tv, name)(
+            weights=None,
+            weights_backbone=None,
+            num_classes=91,
+            rpn_post_nms_top_n_train=proposals,
+            rpn_post_nms_top_n_test=proposals,
+            rpn_batch_size_per_image=EVERYTHING,
+            rpn_positive_fraction=1.0,
+            box_batch_size_per_image=EVERYTHING,
+            box_positive_fraction=1.0,
+            min_size=limits["short_side_px"],
+            max_size=limits["long_side_px"],
+        )
+    for key, parameter in theirs.backbone.body.named_parameters():
+        parameter.requires_grad_(key.startswith(("layer2", "layer3", "layer4")))
+    calibrate(theirs, images)
+    recipe = recipe_of(name, proposals)
+    ours = assemble(recipe, 90, empty_backbone(recipe))
+    assert load_weights(ours, theirs.state_dict(), origin="torchvision").complete
+    ours.preprocess = replace(ours.preprocess, **limits)
+    return theirs, ours
+
+
+def in_double(theirs: Any, ours: RCNN, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, RCNN]:
+    """Both in float64, without two float32 corners that would round torchvision's results: the RPN's labels, which
+    make that loss float32, and the ratio by which boxes are brought back to the image."""
+    assign = theirs.rpn.assign_targets_to_anchors
+
+    def assign_in_double(*args: Any) -> Any:
+        labels, boxes = assign(*args)
+        return [label.double() for label in labels], boxes
+
+    theirs.rpn.assign_targets_to_anchors = assign_in_double
+
+    def resize_boxes(boxes: Tensor, before: Any, after: Any) -> Tensor:
+        return boxes * boxes.new_tensor([after[1] / before[1], after[0] / before[0]] * 2)
+
+    for module in (tv.transform, tv.generalized_rcnn, tv.roi_heads):
+        if hasattr(module, "resize_boxes"):
+            monkeypatch.setattr(module, "resize_boxes", resize_boxes)
+    return theirs.double(), ours.double()
+
+
+# the standard deviation of each output channel, near a trained net's: rounding grows with it
+SPREAD = {"rpn.head.cls_logits": 2.0, "rpn.head.bbox_pred": 0.3}
+SPREAD |= {"box_predictor.cls_score": 1.0, "box_predictor.bbox_pred": 1.0, "mask_fcn_logits": 2.0}
+
+
+@torch.no_grad()
+def calibrate(model: Any, images: list[np.ndarray]) -> None:
+    """Norm statistics near those of real activations, affine terms off one and zero, and heads whose outputs spread."""
+    for name, module in model.named_modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.weight.uniform_(0.5, 1.5)
+            module.bias.normal_(std=0.2)
+            if name.endswith("bn3"):
+                module.weight.mul_(0.25)  # branches add a little, as trained ones do: rounding grows less with depth
+            module.register_forward_hook(_take_statistics)
+        if name.startswith("rpn.head.conv") and isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+        for ending, std in SPREAD.items():
+            if name.endswith(ending):
+                module.register_forward_hook(partial(_spread, std))
+    model.eval()(tensors(images, torch.float32))
+    for module in model.modules():
+        module._forward_hooks.clear()
+
+
+def _take_statistics(norm: FrozenBatchNorm2d, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    x = inputs[0]
+    if len(x):
+        norm.running_mean.copy_(x.mean(dim=(0, 2, 3)) + 0.1 * torch.randn(x.shape[1]))
+        norm.running_var.copy_(x.var(dim=(0, 2, 3)) * torch.empty(x.shape[1]).uniform_(0.7, 1.5) + 1e-3)
+    return norm.forward(x)
+
+
+def _spread(std: float, layer: nn.Conv2d | nn.Linear, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """Scale the layer until each channel spreads so much around nearly zero; the RPN's, on the finest level alone."""
+    rows = output.transpose(0, 1).flatten(1)
+    factor = std / rows.std(dim=1)
+    assert layer.bias is not None
+    layer.weight.mul_(factor.reshape(-1, *[1] * (layer.weight.ndim - 1)))
+    layer.bias.copy_((layer.bias - rows.mean(dim=1)) * factor + 0.1 * torch.randn(len(rows)))
+    layer._forward_hooks.clear()
+    return layer.forward(inputs[0])
+
+
+def tensors(images: list[np.ndarray], dtype: torch.dtype) -> list[Tensor]:
+    """What torchvision's detectors take: (3, H, W) from 0 to 1."""
+    return [torch.tensor(image).permute(2, 0, 1).to(dtype) / 255 for image in images]
+
+
+def batch_of(images: list[np.ndarray], rule: Preprocess) -> ImageBatch:
+    """Our float64 batch of images, resized and normalised as `Predictor` does."""
+    limits, planes = {"short_side_px": rule.short_side_px, "long_side_px": rule.long_side_px}, []
+    for image in images:
+        size = resized_size(ImageSize(*image.shape[:2]), **limits, how="torch")
+        planes.append(torch.tensor(resize(image, size, how="torch", precise=True)).permute(2, 0, 1))
+    return ImageBatch.from_images(planes, rule)
