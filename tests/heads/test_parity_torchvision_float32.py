@@ -32,6 +32,7 @@ from tests.heads.torchvision_pairs import batch_of, pair, tensors
 
 FULL_SIZE = {"short_side_px": 800, "long_side_px": 1333}
 PROPOSALS = 1000
+CLASS_SPREAD = 1.0  # of the logits: with more of it, float32's error alone moves scores by 1e-4
 SAME = (0.01, 1e-4)  # px and score
 NEAR = (0.05, 5e-4)  # what rounding makes of one detection
 ROUNDING = 2e-4  # of the outputs' standard deviation: so far off float64 the float32 box heads' were seen
@@ -58,7 +59,7 @@ def photos(coco_mini: Path) -> list[np.ndarray]:
 def test_detections_differ_only_where_rounding_decides(
     name: str, count: int, photos: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    theirs, ours = pair(name, PROPOSALS, photos[:1], monkeypatch, FULL_SIZE)
+    theirs, ours = pair(name, PROPOSALS, photos[:1], monkeypatch, FULL_SIZE, CLASS_SPREAD)
     matched = total = 0
     for image in photos[:count]:
         wanted, (found,) = detect(theirs, image), Predictor(ours)([image])
@@ -90,7 +91,7 @@ def test_a_detection_at_the_threshold_comes_and_goes_and_others_do_not(
     photos: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The check itself: it must not take every detection for undecided."""
-    _, ours = pair("fasterrcnn_resnet50_fpn", PROPOSALS, photos[:1], monkeypatch, FULL_SIZE)
+    _, ours = pair("fasterrcnn_resnet50_fpn", PROPOSALS, photos[:1], monkeypatch, FULL_SIZE, CLASS_SPREAD)
     plain = next(disturbed(ours, photos[0], rounding=0.0))[:50]
     ours.box_head.spec = replace(ours.box_head.spec, min_score=float(plain.scores[-1]))
     undecided = come_and_go(ours, photos[0], plain)
