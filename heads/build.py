@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from resnet_backbone import RESNETS, FeatureSpec, ResNetBackbone, ResNetSpec, WeightReport, load_weights
 from resnet_backbone.backbone import refuse_to_freeze_nothing
 from resnet_backbone.blocks import Bottleneck
+from resnet_backbone.hosts.adapt import check_backbone
 from resnet_backbone.norm import NORMS
 from resnet_backbone.suggest import unknown
 from resnet_backbone.weights.formats import Renamed
@@ -149,10 +150,13 @@ def build_detector(
     class names; a recipe given by its name also takes their stride placement, a `DetectorRecipe` means what it says.
     source: whose weights they are (a key of `weights.sources.SOURCES`) where the file does not tell.
     backbone: a module with `feature_specs` for the levels of `NECKS` that the recipe takes
-    (`build_backbone(..., weights="imagenet1k_v1")` has c2..c5); without it the recipe's own is built.
-    Raises ValueError for unknown names, where norms or stages would be frozen that nobody has trained, or for another
-    number of classes; otherwise as `load_weights` does.
+    (`build_backbone(..., weights="imagenet1k_v1")` has c2..c5, `resnet_backbone.hosts.adapt.as_backbone` makes them of
+    timm's and torchvision's nets); without it the recipe's own is built. One that is not ours is asked for a blank image.
+    Raises ValueError for unknown names, where norms or stages would be frozen that nobody has trained, for another
+    number of classes, or a backbone that does not give what it publishes; otherwise as `load_weights` does.
     """
+    if backbone is not None and not isinstance(backbone, ResNetBackbone):
+        check_backbone(backbone)
     by_name = isinstance(recipe, str)
     if isinstance(recipe, str):
         if recipe not in DETECTORS:

@@ -2,6 +2,7 @@
 
 from .backbone import FeatureSpec, ResNetBackbone, build_backbone
 from .classifier import ResNetClassifier
+from .hosts import register
 from .preprocess import Preprocess
 from .specs import RESNETS, ResNetSpec
 from .weights.certificate import CertificateMismatch
@@ -24,5 +25,6 @@ __all__ = [
     "WeightReport",
     "build_backbone",
     "load_weights",
+    "register",
     "save_weights",
 ]

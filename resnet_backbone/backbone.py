@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import STEMS, BasicBlock, Bottleneck
-from .norm import MakeNorm, conv_norm, initialise_convs, make_norm
+from .norm import MakeNorm, conv_norm, frozen, initialise_convs, make_norm
 from .preprocess import Preprocess
 from .specs import RESNETS, ResNetSpec
 from .suggest import unknown
@@ -44,8 +44,7 @@ class ResNetBody(nn.Module):
         spec: the net. norm: "frozen_bn", "bn", "bn_eval" (fixed statistics), "sync_bn" or "gn".
         norm_eps: the norms' epsilon.
         out_levels: which levels `levels()` returns; stages deeper than the deepest of them are not built.
-        frozen_stages: 0 nothing, 1 the stem, 2 the stem and C2, ... 5 everything. Batch norms of a frozen stage
-            are built as `FrozenBatchNorm2d`: no later `train()` can bring them back to life.
+        frozen_stages: 0 nothing, 1 the stem, 2 the stem and C2, ... 5 everything; see `freeze`.
     `preprocess` says which pixels the weights know; loading weights sets it.
     Raises ValueError for levels that the net does not have, or a frozen_stages outside 0..5.
     """
@@ -71,29 +70,23 @@ class ResNetBody(nn.Module):
                 raise ValueError(f"out_levels names {level!r}, this net has {list(has)}: {unknown(level, has)}")
         if not asked:
             raise ValueError(f"out_levels is empty: name at least one of {list(has)}")
-        if not 0 <= frozen_stages <= 5:
-            raise ValueError(f"frozen_stages={frozen_stages}: give 0 (nothing), 1 (stem), 2 (stem and C2), ... 5 (all)")
-        self.spec, self.norm, self.norm_eps, self.frozen_stages = spec, norm, norm_eps, frozen_stages
+        self.spec, self.norm, self.norm_eps, self.frozen_stages = spec, norm, norm_eps, 0
         self.preprocess = Preprocess()
         self.out_levels = tuple(level for level in has if level in asked)
-        self._build(spec, norm, norm_eps, frozen_stages)
+        self._build(spec, make_norm(norm, norm_eps))
         self._initialise()
-        for name in self.stage_names()[:frozen_stages]:
-            for module in [self.conv1, self.bn1] if name == "stem" else [getattr(self, name)]:
-                module.requires_grad_(False)
+        self.freeze(frozen_stages)
 
-    def _build(self, spec: ResNetSpec, norm: str, norm_eps: float, frozen_stages: int) -> None:
-        live = make_norm(norm, norm_eps)
-        frozen = make_norm(norm if norm == "gn" else "frozen_bn", norm_eps)
+    def _build(self, spec: ResNetSpec, norm: MakeNorm) -> None:
         stem = STEMS[spec.stem]
-        for name, module in stem.parts(spec.stem_width, frozen if frozen_stages >= 1 else live).items():
+        for name, module in stem.parts(spec.stem_width, norm).items():
             self.add_module(name, module)
         specs = {"c1": FeatureSpec(spec.stem_width, stem.c1_stride), "stem": FeatureSpec(spec.stem_width, stem.stride)}
         channels, stride = spec.stem_width, stem.stride
         deepest = ALL_LEVELS.index(self.out_levels[-1])
         self._stages: list[tuple[str, str]] = []  # (level, module name)
         for index, stage in enumerate(spec.stages[: max(0, deepest - 1)]):
-            blocks = make_stage(spec, index, channels, frozen if frozen_stages >= index + 2 else live)
+            blocks = make_stage(spec, index, channels, norm)
             channels = stage.width * spec.block.expansion
             stride *= stage.stride
             self.add_module(f"layer{index + 1}", blocks)
@@ -108,6 +101,16 @@ class ResNetBody(nn.Module):
             if self.spec.zero_init_last_norm and isinstance(module, (BasicBlock, Bottleneck)):
                 nn.init.zeros_(cast(Tensor, module.last_norm.weight))
 
+    def freeze(self, stages: int) -> None:
+        """Freeze the first so many of: the stem, C2, ... C5. Their batch norms become `FrozenBatchNorm2d`: no later
+        `train()` can bring them back to life. What is frozen already stays so. Raises ValueError outside 0..5."""
+        if not 0 <= stages <= 5:
+            raise ValueError(f"frozen_stages={stages}: give 0 (nothing), 1 (stem), 2 (stem and C2), ... 5 (all)")
+        for name in self.stage_names()[:stages]:
+            for part in ["conv1", "bn1"] if name == "stem" else [name]:
+                self.add_module(part, frozen(getattr(self, part)))
+        self.frozen_stages = max(self.frozen_stages, stages)
+
     def stage_names(self) -> list[str]:
         """In the order of `frozen_stages`: the stem, then the stages that are built."""
         return ["stem", *(name for _, name in self._stages)]
@@ -115,6 +118,12 @@ class ResNetBody(nn.Module):
     def built_levels(self) -> list[str]:
         """Every level that could be given, whether it was asked for or not."""
         return ["c1", "stem", *(level for level, _ in self._stages)]
+
+    def _drop_last_stage(self) -> tuple[str, nn.Sequential]:
+        level, name = self._stages.pop()
+        blocks: nn.Sequential = getattr(self, name)
+        delattr(self, name)
+        return level, blocks
 
     def levels(self, pixels: Tensor) -> dict[str, Tensor]:
         """pixels: (N, 3, H, W), normalised -> level -> (N, channels, ceil(H / stride), ceil(W / stride))."""
@@ -189,9 +198,7 @@ class ResNetBackbone(ResNetBody):
         """
         if not self._stages or len(self.out_levels) < 2:
             raise ValueError(f"levels {list(self.out_levels)} leave nothing without the last: name at least two")
-        level, name = self._stages.pop()
-        blocks: nn.Sequential = getattr(self, name)
-        delattr(self, name)
+        level, blocks = self._drop_last_stage()
         self.out_levels = tuple(kept for kept in self.out_levels if kept != level)
         return blocks, self.feature_specs.pop(level)
 

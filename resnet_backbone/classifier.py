@@ -12,14 +12,16 @@ from .suggest import unknown
 class ResNetClassifier(ResNetBody):
     """pixels (N, 3, H, W) -> logits (N, num_classes), with torchvision's key names (`fc.weight`).
 
-    Args: name: a row of `RESNETS` or a `ResNetSpec`; num_classes; norm as for `ResNetBackbone`.
+    Args: name: a row of `RESNETS` or a `ResNetSpec`; num_classes; norm and frozen_stages as for `ResNetBackbone`.
     """
 
-    def __init__(self, name: str | ResNetSpec, *, num_classes: int = 1000, norm: str = "bn") -> None:
+    def __init__(
+        self, name: str | ResNetSpec, *, num_classes: int = 1000, norm: str = "bn", frozen_stages: int = 0
+    ) -> None:
         if isinstance(name, str) and name not in RESNETS:
             raise ValueError(f"no ResNet is called {name!r}: {unknown(name, RESNETS)}")
         spec = RESNETS[name] if isinstance(name, str) else name
-        super().__init__(spec, norm=norm, out_levels=[spec.stages[-1].level])
+        super().__init__(spec, norm=norm, out_levels=[spec.stages[-1].level], frozen_stages=frozen_stages)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(self.feature_specs[self.out_levels[-1]].channels, num_classes)
 

@@ -64,6 +64,18 @@ class FixedStatsBatchNorm2d(nn.BatchNorm2d):
         return super().train(False)
 
 
+def frozen(part: nn.Module) -> nn.Module:
+    """The part with nothing left to train, and its batch norms as `FrozenBatchNorm2d` of the same values; the part
+    itself unless it is a batch norm."""
+    if isinstance(part, _BatchNorm):
+        norm = FrozenBatchNorm2d(part.num_features, part.eps)
+        norm.load_state_dict(part.state_dict())
+        return norm.to(part.running_mean.device if part.running_mean is not None else None)
+    for name, child in part.named_children():
+        part.add_module(name, frozen(child))
+    return part.requires_grad_(False)
+
+
 def make_norm(kind: str, eps: float = 1e-5) -> MakeNorm:
     """From a norm's name to a function channels -> module. GroupNorm has 32 groups (Wu and He, 2018), or as many
     as divide the channels of the narrow CIFAR nets. Raises ValueError for an unknown name."""

@@ -55,6 +55,11 @@ _PREFIXES = {
 HASHES: dict[str, str] = {prefix: source for source, prefixes in _PREFIXES.items() for prefix in prefixes.split()}
 
 
+def address(name: str, net: str) -> str:
+    """Where published weights lie; arguments as for `published_file`, and in `PUBLISHED`."""
+    return _ADDRESS + PUBLISHED[name][net]
+
+
 def published_file(name: str, net: str, *, cache: Path | None = None) -> Path:
     """The local file of published weights, downloaded once, its SHA-256 checked against its name.
 
@@ -68,7 +73,7 @@ def published_file(name: str, net: str, *, cache: Path | None = None) -> Path:
     file_name = PUBLISHED[name][net]
     path = (cache or Path(torch.hub.get_dir()) / "checkpoints") / file_name
     if not path.is_file():
-        _download(_ADDRESS + file_name, path)
+        _download(address(name, net), path)
     check_hash(path)
     return path
 

@@ -1,0 +1,110 @@
+"""mmdetection, and whatever else builds from mmengine's `MODELS`: `dict(type="ResNetBackbone", depth=50, ...)`.
+
+Key names are those of mmdetection's ResNet: whole detectors' checkpoints load through its runner. Settings mean what
+they mean there; one that our nets do not have is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ..backbone import ResNetBody
+from ..specs import RESNETS
+from ..weights.load import load_weights
+from .parts import imagenet_net, set_input_channels
+
+
+class MMResNet(ResNetBody):
+    """pixels -> a tuple of levels.
+
+    Args: depth: 18, 34, 50, 101 or 152; out_indices: 0 for C2 ... 3 for C5; frozen_stages: -1 nothing, 0 the stem, 1
+    the stem and C2, ... (one less than ours); style: "pytorch" (stride on the 3x3) or "caffe" (on the first 1x1);
+    norm_cfg and norm_eval as mmdetection's ResNet; init_cfg: `dict(type="Pretrained", checkpoint=..., prefix=...)`,
+    which `init_weights()` loads strictly. Raises ValueError for settings that are not here.
+    """
+
+    def __init__(
+        self,
+        depth: int = 50,
+        *,
+        in_channels: int = 3,
+        num_stages: int = 4,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        style: str = "pytorch",
+        frozen_stages: int = -1,
+        norm_cfg: Mapping[str, Any] | None = None,
+        norm_eval: bool = True,
+        zero_init_residual: bool = True,
+        init_cfg: Mapping[str, Any] | None = None,
+    ) -> None:
+        spec = RESNETS[imagenet_net(f"resnet{depth}")]
+        if num_stages != 4:
+            raise ValueError(f"num_stages={num_stages} is not here: leave it at 4, out_indices says what is built")
+        if style not in ("pytorch", "caffe"):
+            raise ValueError(f"style={style!r} is unknown: give 'pytorch' or 'caffe'")
+        if not all(0 <= index <= 3 for index in out_indices):
+            raise ValueError(f"out_indices={tuple(out_indices)}: give some of 0 (C2), 1, 2, 3 (C5)")
+        if init_cfg is not None and init_cfg.get("type") != "Pretrained":
+            raise ValueError(f"init_cfg of type {init_cfg.get('type')!r} is not here: give 'Pretrained', or none")
+        if style == "caffe" and spec.block.expansion > 1:
+            spec = replace(spec, stride_on="1x1")
+        spec = replace(spec, zero_init_last_norm=zero_init_residual)
+        super().__init__(
+            spec,
+            norm=_norm(norm_cfg or {"type": "BN", "requires_grad": True}, norm_eval),
+            norm_eps=float((norm_cfg or {}).get("eps", 1e-5)),
+            out_levels=[f"c{index + 2}" for index in out_indices],
+            frozen_stages=frozen_stages + 1,
+        )
+        set_input_channels(self, in_channels)
+        self.init_cfg = None if init_cfg is None else dict(init_cfg)
+        self.is_init = False
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.levels(pixels).values())
+
+    def init_weights(self) -> None:
+        """Load what init_cfg names, strictly: mmengine's own loading leaves out in silence what does not fit.
+
+        Raises `WeightMismatch`. A checkpoint may be a path or whatever mmengine's loader knows
+        ("torchvision://resnet50", an address).
+        """
+        self.is_init = True
+        if self.init_cfg is None:
+            return
+        from mmengine.runner.checkpoint import CheckpointLoader
+
+        content = CheckpointLoader.load_checkpoint(self.init_cfg["checkpoint"], map_location="cpu", logger="current")
+        state = content.get("state_dict", content)
+        prefix = self.init_cfg.get("prefix", "")
+        prefix = prefix if not prefix or prefix.endswith(".") else f"{prefix}."
+        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        renamed = self.our_names(state)
+        load_weights(self, {key: value for key, value in renamed.state.items() if key not in renamed.unused})
+
+
+def _norm(cfg: Mapping[str, Any], norm_eval: bool) -> str:
+    """mmdetection's norm_cfg and norm_eval, in our word."""
+    extra = set(cfg) - {"type", "requires_grad", "eps", "num_groups"}
+    if extra or cfg.get("num_groups", 32) != 32:
+        raise ValueError(f"norm_cfg={dict(cfg)} has settings that are not here: give type, requires_grad and eps")
+    trains = cfg.get("requires_grad", True)
+    if cfg["type"] in ("BN", "BN2d", "SyncBN") and norm_eval:
+        return "bn_eval" if trains else "frozen_bn"
+    if not trains:
+        raise ValueError("norm_cfg with requires_grad=False and norm_eval=False would keep half a norm: norm_eval=True")
+    if cfg["type"] not in ("BN", "BN2d", "SyncBN", "GN"):
+        raise ValueError(f"norm_cfg of type {cfg['type']!r} is not here: give 'BN', 'SyncBN' or 'GN'")
+    return {"SyncBN": "sync_bn", "GN": "gn"}.get(cfg["type"], "bn")
+
+
+def register() -> None:
+    """`dict(type="ResNetBackbone", ...)` in mmengine's root registry, which every project's own looks into."""
+    from mmengine.registry import MODELS
+
+    if MODELS.module_dict.get("ResNetBackbone") is not MMResNet:
+        MODELS.register_module(name="ResNetBackbone", module=MMResNet)
