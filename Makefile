@@ -23,6 +23,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PIP) "pip>=23.1"
 	$(PIP) -c constraints.txt torch torchvision
 	$(PIP) -c constraints.txt -e ".[train,dev]"
+	$(PIP) --no-deps "mmengine>=0.10.7"  # its dependency opencv-python would overwrite the headless one
 	@touch $@
 
 demo: $(INSTALLED) ## make a small data set, train a detector on it, score it and draw what it finds

@@ -35,7 +35,7 @@ HOSTS: dict[str, Host] = {
         "0.6",
         "pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2",
     ),
-    "mmdet": Host("mmengine", "mmengine", "0.10.3", 'pip install "mmengine>=0.10.3"'),
+    "mmdet": Host("mmengine", "mmengine", "0.10.7", 'pip install "mmengine>=0.10.7"'),
     "transformers": Host("transformers", "transformers", "4.46", 'pip install "transformers>=4.46"'),
     "smp": Host(
         "segmentation_models_pytorch",

@@ -148,8 +148,13 @@ def __getattr__(name: str) -> Any:
 
 
 def register() -> None:
-    """`AutoConfig.for_model("resnet_backbone")`, `AutoBackbone.from_config` and `from_pretrained`."""
-    from transformers import AutoBackbone, AutoConfig
+    """`AutoConfig.for_model("resnet_backbone")`, `AutoBackbone` and `AutoModel`.
+
+    transformers asks its hub for whatever `AutoBackbone.from_pretrained` is given; `AutoModel.from_pretrained` and
+    `ResNetBackboneModel.from_pretrained` read a folder.
+    """
+    from transformers import AutoBackbone, AutoConfig, AutoModel
 
     AutoConfig.register(MODEL_TYPE, config_class(), exist_ok=True)
-    AutoBackbone.register(config_class(), model_class(), exist_ok=True)
+    for auto in (AutoBackbone, AutoModel):
+        auto.register(config_class(), model_class(), exist_ok=True)

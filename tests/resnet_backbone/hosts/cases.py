@@ -235,10 +235,10 @@ def transformers_training(model: Any) -> tuple[nn.Module, Callable[[Tensor], Ten
 
 
 def transformers_again(model: Any, folder: Path, build: Callable[[], nn.Module]) -> nn.Module:
-    from transformers import AutoBackbone
+    from transformers import AutoModel
 
     model.save_pretrained(folder)
-    return AutoBackbone.from_pretrained(str(folder))
+    return AutoModel.from_pretrained(str(folder))
 
 
 # segmentation-models-pytorch

@@ -1,0 +1,96 @@
+"""timm's own ways in: create_model, pretrained_cfg, checkpoint_path, feature_info; against timm's own resnets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from resnet_backbone import WeightMismatch, register
+
+timm = pytest.importorskip("timm", reason="timm is not installed")
+Photos = Callable[[int, int, int], Tensor]
+
+
+@pytest.fixture(autouse=True)
+def registered() -> None:
+    register("timm")
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Callable[[str], Path]:
+    """A file of timm's own net of that name, with norms that are not trivial."""
+
+    def write(name: str) -> Path:
+        net = timm.create_model(name).train()
+        with torch.no_grad():
+            net(torch.randn(4, 3, 64, 64))
+        torch.save(net.state_dict(), tmp_path / f"{name}.pth")
+        return tmp_path / f"{name}.pth"
+
+    return write
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet50d"])
+def test_checkpoints_of_its_own_resnets_give_its_own_answers(name: str, checkpoint: Callable, photos: Photos) -> None:
+    """The classifier's logits and the five features, from one file."""
+    file, pixels = checkpoint(name), photos(2, 97, 130)
+    settings = {"checkpoint_path": str(file)}
+    theirs, ours = timm.create_model(name, **settings), timm.create_model(f"resnet_backbone_{name}", **settings)
+    with torch.inference_mode():
+        assert torch.allclose(ours.eval()(pixels), theirs.eval()(pixels), atol=1e-4, rtol=1e-4)
+        wanted = theirs.forward_intermediates(pixels, intermediates_only=True)
+        features = timm.create_model(f"resnet_backbone_{name}", features_only=True, **settings).eval()
+        for found in (features(pixels), ours.forward_intermediates(pixels, intermediates_only=True)):
+            assert all(torch.allclose(a, b, atol=1e-4, rtol=1e-4) for a, b in zip(found, wanted))
+    assert ours.forward_features(pixels).shape == theirs.forward_features(pixels).shape
+
+
+@pytest.mark.parametrize("indices", [(0, 1, 2, 3, 4), (1, 2, 3, 4), (2, 4), (-1,), 2])
+def test_feature_info_is_that_of_its_own_resnet(indices: object, photos: Photos) -> None:
+    settings = {"features_only": True, "out_indices": indices}
+    theirs = timm.create_model("resnet50", **settings)
+    ours = timm.create_model("resnet_backbone_resnet50", **settings).eval()
+    assert ours.feature_info.reduction() == theirs.feature_info.reduction()
+    assert ours.feature_info.channels() == theirs.feature_info.channels()
+    found = ours(photos(1, 64, 96))
+    assert [x.shape[1] for x in found] == ours.feature_info.channels()
+    assert [64 // x.shape[2] for x in found] == ours.feature_info.reduction()
+
+
+def test_pretrained_cfg_loads_strictly(checkpoint: Callable, photos: Photos) -> None:
+    """timm itself loads leniently where the classes differ; here only the classifier may differ."""
+    file = checkpoint("resnet18")
+    theirs = timm.create_model("resnet18", checkpoint_path=str(file)).eval()
+    cfg = {"file": str(file), "num_classes": 1000, "classifier": "fc", "first_conv": "conv1"}
+    pixels = photos(1, 64, 64)
+    for settings in ({"features_only": True}, {"num_classes": 7}, {}):
+        net = timm.create_model("resnet_backbone_resnet18", pretrained=True, pretrained_cfg=cfg, **settings).eval()
+        with torch.inference_mode():
+            features = net(pixels)[-1] if "features_only" in settings else net.forward_features(pixels)
+            assert torch.allclose(features, theirs.forward_features(pixels), atol=1e-4, rtol=1e-4)
+    state = torch.load(file, weights_only=True)
+    del state["layer3.0.conv1.weight"]
+    torch.save(state, file)
+    with pytest.raises(WeightMismatch, match="layer3.0.conv1.weight"):
+        timm.create_model("resnet_backbone_resnet18", pretrained=True, pretrained_cfg=cfg, num_classes=7)
+
+
+def test_its_configuration_leads_to_the_published_file() -> None:
+    cfg = timm.create_model("resnet_backbone_resnet50").pretrained_cfg
+    assert cfg["url"].endswith("/resnet50-0676ba61.pth")
+    assert timm.data.resolve_data_config(cfg)["mean"] == (0.485, 0.456, 0.406)
+
+
+def test_what_timm_users_set() -> None:
+    net = timm.create_model("resnet_backbone_resnet18", num_classes=0, in_chans=1)
+    assert net(torch.rand(2, 1, 64, 64)).shape == (2, 512)
+    net.reset_classifier(5)
+    assert net(torch.rand(2, 1, 64, 64)).shape == (2, 5) and net.get_classifier().out_features == 5
+    with pytest.raises(ValueError, match="c5_dilation"):
+        timm.create_model("resnet_backbone_resnet18", features_only=True, output_stride=16)
+    with pytest.raises(ValueError, match="0 .C1. to 4 .C5."):
+        timm.create_model("resnet_backbone_resnet18", features_only=True, out_indices=(1, 5))
