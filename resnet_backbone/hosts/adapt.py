@@ -57,7 +57,7 @@ def as_backbone(
             "take any size (timm: img_size=..., strict_img_size=False) and return a list or dict of maps"
         ) from error
     found = [FeatureSpec(x.shape[1], _stride(x)) for x in maps]
-    published = getattr(module, "feature_info", None)
+    published: Any = getattr(module, "feature_info", None)
     if hasattr(published, "channels") and hasattr(published, "reduction"):
         said = [FeatureSpec(*pair) for pair in zip(published.channels(), published.reduction())]
         if said != found:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..backbone import ResNetBackbone, ResNetBody
+from ..backbone import ResNetBody
 from ..specs import RESNETS, ResNetSpec
 from ..weights.formats import body_key_in_detectron2
 

@@ -80,7 +80,7 @@ class TimmClassifier(ResNetClassifier):
             self.fc = nn.Identity()  # type: ignore[assignment]
         elif not isinstance(self.fc, nn.Linear) or self.fc.out_features != num_classes:
             where = self.bn1.weight
-            self.fc = nn.Linear(self.num_features, num_classes, device=where.device, dtype=where.dtype)  # type: ignore[arg-type]
+            self.fc = nn.Linear(self.num_features, num_classes, device=where.device, dtype=where.dtype)
 
     def get_classifier(self) -> nn.Module:
         return self.fc

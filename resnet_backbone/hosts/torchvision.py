@@ -1,4 +1,4 @@
-"""torchvision: our backbone under its pyramid, or any other, inside FasterRCNN, MaskRCNN, RetinaNet, FCOS, KeypointRCNN.
+"""torchvision: our backbone, under its pyramid or any other, in FasterRCNN, MaskRCNN, RetinaNet, FCOS, KeypointRCNN.
 
 `register("torchvision")` adds `torchvision.models.get_model("resnet_backbone_resnet50")`, the classifier, and
 `get_model("resnet_backbone_resnet50_fpn")`, a backbone for its detectors, for every net with C2..C5.
@@ -74,7 +74,7 @@ def torchvision_backbone(
 
         given = cast("Mapping[str, FeatureSpec]", body.feature_specs)
         widths = [spec.channels for spec in given.values()]
-        pyramid = FeaturePyramidNetwork(widths, channels, extra_blocks or LastLevelMaxPool())  # type: ignore[arg-type]
+        pyramid = FeaturePyramidNetwork(widths, channels, extra_blocks or LastLevelMaxPool())
         return TorchvisionBackbone(body, pyramid, channels)
     made = {spec.channels for spec in cast("Mapping[str, FeatureSpec]", pyramid.feature_specs).values()}
     if len(made) != 1:
@@ -112,5 +112,5 @@ def register() -> None:
             name = f"resnet_backbone_{net}{ending}"
             if name not in BUILTIN_MODELS:
                 builder = partial(build, net)
-                builder.__module__ = __name__  # type: ignore[attr-defined]  # list_models() asks every builder for it
-                register_model(name)(builder)  # type: ignore[arg-type]
+                builder.__module__ = __name__  # list_models() asks every builder for it
+                register_model(name)(builder)

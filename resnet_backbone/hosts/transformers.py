@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -93,8 +93,8 @@ def model_class() -> Any:
 
         def __init__(self, config: Any) -> None:
             super().__init__(config)
-            if hasattr(self, "_init_backbone"):  # before 5
-                self._init_backbone(config)
+            if before_5 := getattr(self, "_init_backbone", None):
+                cast(Any, before_5)(config)
             spec = RESNETS[config.name]
             self.body = ResNetBackbone(
                 replace(spec, stride_on=config.stride_on),
@@ -124,7 +124,7 @@ def model_class() -> Any:
             **_: Any,
         ) -> Any:
             every = self.body.all_levels(pixel_values)
-            maps = tuple(every[level] for level in self.body.out_levels)
+            maps: Any = tuple(every[level] for level in self.body.out_levels)
             hidden = tuple(every[level] for level in STAGES.values() if level in every)
             wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
             output = BackboneOutput(feature_maps=maps, hidden_states=hidden if wanted else None, attentions=None)

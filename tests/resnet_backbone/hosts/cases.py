@@ -249,9 +249,7 @@ def smp_build(net: str, file: Path | None, *, norm: str, frozen: int, levels: An
 
     depth, channels = len(levels) + 1, (64, 32, 16, 16, 8)
     name = f"resnet_backbone-{net}"
-    model = smp.Unet(
-        name, encoder_weights=None, encoder_depth=depth, decoder_channels=channels[:depth], classes=4
-    )
+    model = smp.Unet(name, encoder_weights=None, encoder_depth=depth, decoder_channels=channels[:depth], classes=4)
     if file is not None:
         load_weights(model.encoder, file, origin="torchvision")
     model.encoder.freeze(frozen)
@@ -289,9 +287,7 @@ CASES: dict[str, Case] = {
     "transformers": Case(
         transformers_build, transformers_features, lambda m: m.body, transformers_training, transformers_again
     ),
-    "smp": Case(
-        smp_build, smp_features, lambda m: m.encoder, smp_training, smp_again, norms=("bn",), depth_only=True
-    ),
+    "smp": Case(smp_build, smp_features, lambda m: m.encoder, smp_training, smp_again, norms=("bn",), depth_only=True),
 }
 
 

@@ -126,9 +126,11 @@ def test_the_pixels_are_those_that_timm_trained_with() -> None:
         as_backbone(net)
     resnet = timm.create_model("resnetv2_50x1_bit", features_only=True)
     backbone = as_backbone(resnet)
-    assert backbone.preprocess.mean == (0.5, 0.5, 0.5) == build_detector(
-        SMALL, num_classes=2, backbone=backbone
-    ).preprocess.std
+    assert (
+        backbone.preprocess.mean
+        == (0.5, 0.5, 0.5)
+        == build_detector(SMALL, num_classes=2, backbone=backbone).preprocess.std
+    )
 
 
 def test_torchvisions_bodies(two_images: tuple[list[np.ndarray], list[Targets]]) -> None:

@@ -78,9 +78,12 @@ def test_what_the_host_saves_it_loads(
         (folder := tmp_path / norm).mkdir()
         model = case.build("resnet18", weight_files["resnet18"], norm=norm, frozen=0).eval()
         again = case.again(model, folder, lambda norm=norm: case.build("resnet18", None, norm="bn", frozen=0)).eval()
-        assert hashes(case.body(again).state_dict()).items() >= {
-            key: digest for key, digest in hashes(case.body(model).state_dict()).items() if "num_batches" not in key
-        }.items()
+        assert (
+            hashes(case.body(again).state_dict()).items()
+            >= {
+                key: digest for key, digest in hashes(case.body(model).state_dict()).items() if "num_batches" not in key
+            }.items()
+        )
         with torch.inference_mode():
             want, got = (case.features(m, photos(1, 100, 130)) for m in (model, again))
         # the other one's norms may be live ones, which are not folded: the same up to rounding
@@ -110,7 +113,9 @@ def test_bfloat16(host: str, weight_files: dict[str, Path], photos: Photos) -> N
     case = cases.case_of(host)
     norm = case.norms[0]
     model = case.build("resnet18", weight_files["resnet18"], norm=norm, frozen=0).eval()
-    ours = build_backbone("resnet18", weights=weight_files["resnet18"], source="torchvision", norm=norm, frozen_stages=0)
+    ours = build_backbone(
+        "resnet18", weights=weight_files["resnet18"], source="torchvision", norm=norm, frozen_stages=0
+    )
     ours.eval()
     pixels = photos(1, 96, 128)
     with torch.inference_mode():

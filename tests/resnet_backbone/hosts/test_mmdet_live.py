@@ -58,7 +58,9 @@ def test_the_same_features_and_detections_as_on_its_own_resnet(
         k for k in ours.state_dict() if "num_batches" not in k
     }
     models = [model.eval() for model in (theirs, ours)]
-    for model in models:  # in float64 nothing hangs on the bodies' rounding; the rest of mmdetection knows float32 alone
+    for (
+        model
+    ) in models:  # in float64 nothing hangs on the bodies' rounding; the rest of mmdetection knows float32 alone
         model.backbone.double()
         model.backbone.register_forward_pre_hook(lambda _, given: (given[0].double(),))
         model.neck.register_forward_pre_hook(lambda _, given: (tuple(x.float() for x in given[0]),))

@@ -25,7 +25,9 @@ def test_an_unknown_host() -> None:
 
 def asked(host: str, *paths: Path) -> str:
     """What register() says in a fresh interpreter that finds these folders first."""
-    script = f"import resnet_backbone\ntry: resnet_backbone.register({host!r})\nexcept ImportError as error: print(error)"
+    script = (
+        f"import resnet_backbone\ntry: resnet_backbone.register({host!r})\nexcept ImportError as error: print(error)"
+    )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*paths, ROOT]))}
     run = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, check=True

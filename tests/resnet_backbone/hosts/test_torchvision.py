@@ -97,7 +97,9 @@ def test_its_own_checkpoint_gives_its_own_detections(kind: str, photos: Photos) 
     with torch.inference_mode():
         for a, b in zip(theirs(pixels), mine(pixels)):
             assert len(a["boxes"]) == len(b["boxes"]) > 20
-            assert torch.allclose(a["boxes"], b["boxes"], atol=1e-6) and torch.allclose(a["scores"], b["scores"], atol=1e-8)
+            assert torch.allclose(a["boxes"], b["boxes"], atol=1e-6) and torch.allclose(
+                a["scores"], b["scores"], atol=1e-8
+            )
             assert torch.equal(a["labels"], b["labels"])
 
 

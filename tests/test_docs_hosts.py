@@ -1,0 +1,56 @@
+"""The examples of docs/hosts.md run as they stand, each in a fresh interpreter and an empty folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "docs" / "hosts.md").read_text()
+NEEDS = {
+    "torchvision": "torchvision",
+    "timm": "timm",
+    "detectron2": "detectron2",
+    "mmdetection": "mmengine",
+    "transformers": "transformers",
+    "segmentation-models-pytorch": "segmentation_models_pytorch",
+    "The way back: any net under our heads": "timm",
+}
+
+
+def examples() -> dict[str, str]:
+    """Title -> the first example under it."""
+    parts = re.split(r"^## ", TEXT, flags=re.MULTILINE)[1:]
+    found = {}
+    for part in parts:
+        title, _, body = part.partition("\n")
+        if code := re.search(r"```python\n(.*?)```", body, re.DOTALL):
+            found[title.strip()] = code[1]
+    return found
+
+
+def test_every_host_has_its_example() -> None:
+    assert set(examples()) == set(NEEDS)
+    for title, code in examples().items():
+        assert len(code.strip().splitlines()) <= 25, title
+
+
+@pytest.mark.parametrize("title", list(NEEDS))
+def test_the_example_runs(title: str, imagenet_weights: Path, coco_mini: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec(NEEDS[title]) is None:
+        pytest.skip(f"{NEEDS[title]} is not installed")
+    shutil.copy(imagenet_weights / "resnet18-imagenet.pth", tmp_path / "resnet18.pth")
+    shutil.copy(sorted((coco_mini / "val2017").glob("*.jpg"))[0], tmp_path / "photo.jpg")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", examples()[title]], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.strip()
