@@ -151,7 +151,7 @@ def build_detector(
     source: whose weights they are (a key of `weights.sources.SOURCES`) where the file does not tell.
     backbone: a module with `feature_specs` for the levels of `NECKS` that the recipe takes
     (`build_backbone(..., weights="imagenet1k_v1")` has c2..c5, `resnet_backbone.hosts.adapt.as_backbone` makes them of
-    timm's and torchvision's nets); without it the recipe's own is built. One that is not ours is asked for a blank image.
+    timm's and torchvision's nets), not ours are asked for a blank image; without it the recipe's own is built.
     Raises ValueError for unknown names, where norms or stages would be frozen that nobody has trained, for another
     number of classes, or a backbone that does not give what it publishes; otherwise as `load_weights` does.
     """

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +10,7 @@ import torch
 from torch import Tensor
 
 from resnet_backbone import build_backbone, load_weights
-
-# pytest imports test files by their paths: their neighbours are found the same way
-SPEC = importlib.util.spec_from_file_location("host_cases", Path(__file__).with_name("cases.py"))
-assert SPEC is not None and SPEC.loader is not None
-cases = sys.modules["host_cases"] = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(cases)
+from tests.resnet_backbone.hosts import cases
 
 Photos = Callable[[int, int, int], Tensor]
 
