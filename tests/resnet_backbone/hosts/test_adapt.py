@@ -34,7 +34,7 @@ SMALL = replace(
 
 @pytest.fixture(scope="module")
 def two_images(coco_mini: Path) -> tuple[list[np.ndarray], list[Targets]]:
-    """Two photographs with several objects, brought to 256 pixels, and their truth."""
+    """Two photographs with several objects, brought to 192 pixels, and their truth."""
     data = json.loads((coco_mini / "annotations" / "instances_train2017.json").read_text())
     order = {row["id"]: index for index, row in enumerate(data["categories"])}
     images, truth = [], []
@@ -42,7 +42,7 @@ def two_images(coco_mini: Path) -> tuple[list[np.ndarray], list[Targets]]:
         own = [a for a in data["annotations"] if a["image_id"] == row["id"] and not a["iscrowd"] and a["area"] > 3000]
         if len(own) < 3:
             continue
-        scale = 256 / max(row["width"], row["height"])
+        scale = 192 / max(row["width"], row["height"])
         size = (round(row["width"] * scale), round(row["height"] * scale))
         images.append(np.array(Image.open(coco_mini / "train2017" / row["file_name"]).convert("RGB").resize(size)))
         boxes = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in own)]) * scale
