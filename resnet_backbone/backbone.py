@@ -37,6 +37,17 @@ class FeatureSpec:
     stride: int
 
 
+def feature_specs_of(spec: ResNetSpec) -> dict[str, FeatureSpec]:
+    """What every level of a net holds, `c1` to its deepest, without building it."""
+    stem = STEMS[spec.stem]
+    specs = {"c1": FeatureSpec(spec.stem_width, stem.c1_stride), "stem": FeatureSpec(spec.stem_width, stem.stride)}
+    stride = stem.stride
+    for stage in spec.stages:
+        stride *= stage.stride
+        specs[stage.level] = FeatureSpec(stage.width * spec.block.expansion, stride)
+    return specs
+
+
 class ResNetBody(nn.Module):
     """The stages that backbone and classifier share. Modules carry torchvision's names.
 
@@ -81,17 +92,15 @@ class ResNetBody(nn.Module):
         stem = STEMS[spec.stem]
         for name, module in stem.parts(spec.stem_width, norm).items():
             self.add_module(name, module)
-        specs = {"c1": FeatureSpec(spec.stem_width, stem.c1_stride), "stem": FeatureSpec(spec.stem_width, stem.stride)}
-        channels, stride = spec.stem_width, stem.stride
+        channels = spec.stem_width
         deepest = ALL_LEVELS.index(self.out_levels[-1])
         self._stages: list[tuple[str, str]] = []  # (level, module name)
         for index, stage in enumerate(spec.stages[: max(0, deepest - 1)]):
             blocks = make_stage(spec, index, channels, norm)
             channels = stage.width * spec.block.expansion
-            stride *= stage.stride
             self.add_module(f"layer{index + 1}", blocks)
             self._stages.append((stage.level, f"layer{index + 1}"))
-            specs[stage.level] = FeatureSpec(channels, stride)
+        specs = feature_specs_of(spec)
         self.feature_specs: dict[str, FeatureSpec] = {level: specs[level] for level in self.out_levels}
 
     def _initialise(self) -> None:
@@ -118,12 +127,6 @@ class ResNetBody(nn.Module):
     def built_levels(self) -> list[str]:
         """Every level that could be given, whether it was asked for or not."""
         return ["c1", "stem", *(level for level, _ in self._stages)]
-
-    def _drop_last_stage(self) -> tuple[str, nn.Sequential]:
-        level, name = self._stages.pop()
-        blocks: nn.Sequential = getattr(self, name)
-        delattr(self, name)
-        return level, blocks
 
     def levels(self, pixels: Tensor) -> dict[str, Tensor]:
         """pixels: (N, 3, H, W), normalised -> level -> (N, channels, ceil(H / stride), ceil(W / stride))."""
@@ -198,7 +201,9 @@ class ResNetBackbone(ResNetBody):
         """
         if not self._stages or len(self.out_levels) < 2:
             raise ValueError(f"levels {list(self.out_levels)} leave nothing without the last: name at least two")
-        level, blocks = self._drop_last_stage()
+        level, name = self._stages.pop()
+        blocks: nn.Sequential = getattr(self, name)
+        delattr(self, name)
         self.out_levels = tuple(kept for kept in self.out_levels if kept != level)
         return blocks, self.feature_specs.pop(level)
 

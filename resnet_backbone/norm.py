@@ -68,9 +68,10 @@ def frozen(part: nn.Module) -> nn.Module:
     """The part with nothing left to train, and its batch norms as `FrozenBatchNorm2d` of the same values; the part
     itself unless it is a batch norm."""
     if isinstance(part, _BatchNorm):
-        norm = FrozenBatchNorm2d(part.num_features, part.eps)
+        assert part.running_mean is not None
+        norm = FrozenBatchNorm2d(part.num_features, part.eps).to(part.running_mean)  # its device and its precision
         norm.load_state_dict(part.state_dict())
-        return norm.to(part.running_mean.device if part.running_mean is not None else None)
+        return norm
     for name, child in part.named_children():
         part.add_module(name, frozen(child))
     return part.requires_grad_(False)

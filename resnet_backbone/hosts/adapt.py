@@ -35,7 +35,7 @@ class AdaptedBackbone(nn.Module):
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         maps = _maps(self.body(pixels), self._channels_last)
-        return {level: x for level, x in zip(self.feature_specs, maps) if level}
+        return dict(zip(self.feature_specs, maps))
 
 
 def as_backbone(
@@ -56,7 +56,7 @@ def as_backbone(
             f"{type(module).__name__} gave no feature maps for an image of {PROBE[0]}x{PROBE[1]} ({error}): it must "
             "take any size (timm: img_size=..., strict_img_size=False) and return a list or dict of maps"
         ) from error
-    found = [FeatureSpec(x.shape[1], _stride(x)) for x in maps]
+    found = [_measured(x) for x in maps]
     published: Any = getattr(module, "feature_info", None)
     if hasattr(published, "channels") and hasattr(published, "reduction"):
         said = [FeatureSpec(*pair) for pair in zip(published.channels(), published.reduction())]
@@ -72,7 +72,10 @@ def as_backbone(
 
 
 def check_backbone(backbone: nn.Module) -> None:
-    """Raises ValueError unless the module gives the levels, channels and strides of its `feature_specs`."""
+    """Raises ValueError unless the module gives the levels, channels and strides of its `feature_specs`. One that
+    `as_backbone` made was measured then."""
+    if isinstance(backbone, AdaptedBackbone):
+        return
     specs = getattr(backbone, "feature_specs", None)
     what = type(backbone).__name__
     if not isinstance(specs, Mapping) or not specs:
@@ -86,7 +89,7 @@ def check_backbone(backbone: nn.Module) -> None:
         raise ValueError(f"{what} publishes {list(specs)}, but does not give {missing}: it gives {list(given)}")
     for level, spec in specs.items():
         x = given[level]
-        found = FeatureSpec(x.shape[1], _stride(x)) if isinstance(x, Tensor) and x.ndim == 4 else None
+        found = _measured(x) if isinstance(x, Tensor) and x.ndim == 4 else None
         if found != FeatureSpec(spec.channels, spec.stride):
             raise ValueError(
                 f"{what} publishes {level} with {spec.channels} channels at stride {spec.stride}, but gives {found}: "
@@ -120,10 +123,10 @@ def _maps(answer: Any, channels_last: bool) -> list[Tensor]:
     return [x.permute(0, 3, 1, 2) for x in maps] if channels_last else maps
 
 
-def _stride(x: Tensor) -> int:
-    """0 where height and width shrank differently, or by no whole number."""
+def _measured(x: Tensor) -> FeatureSpec:
+    """Of the blank image's map; stride 0 where height and width shrank differently, or by no whole number."""
     (height, up), (width, left) = (divmod(side, cell) for side, cell in zip(PROBE, x.shape[-2:]))
-    return height if height == width and not up and not left else 0
+    return FeatureSpec(x.shape[1], height if height == width and not up and not left else 0)
 
 
 def _pixels_of(module: nn.Module) -> Preprocess:

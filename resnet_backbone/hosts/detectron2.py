@@ -42,9 +42,10 @@ class Detectron2ResNet(ResNetBody):
         spec = RESNETS[net] if isinstance(net, str) else net
         if stride_in_1x1 is not None and spec.block.expansion > 1:
             spec = replace(spec, stride_on="1x1" if stride_in_1x1 else "3x3")
-        for what, value, known in [("norm", norm, NORMS), *(("out_features", name, LEVELS) for name in out_features)]:
-            if value not in known:
-                raise ValueError(f"{what} {value!r} is not here: give one of {', '.join(known)}")
+        if norm not in NORMS:
+            raise ValueError(f"norm {norm!r} is not here: give one of {', '.join(NORMS)}")
+        if missing := [name for name in out_features if name not in LEVELS]:
+            raise ValueError(f"out_features {missing} are not here: give some of {', '.join(LEVELS)}")
         levels = [LEVELS[name] for name in out_features]
         super().__init__(spec, norm=NORMS[norm], out_levels=levels, frozen_stages=freeze_at)
         ours = {level: name for name, level in LEVELS.items()}
@@ -85,15 +86,12 @@ def _to_detectron2(body: nn.Module, state: dict[str, Any], prefix: str, _: Any) 
 
 
 def _from_detectron2(body: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    ours = {body_key_in_detectron2(key): key for name, part in body.named_children() for key in _keys(name, part)}
+    own = [*dict(body.named_parameters()), *dict(body.named_buffers())]
+    ours = {body_key_in_detectron2(key): key for key in own}
     for key in [key for key in state if key.startswith(prefix)]:
         name = key.removeprefix(prefix)
-        if name in ours and ours[name] != name:
+        if name in ours:
             state[prefix + ours[name]] = state.pop(key)
-
-
-def _keys(name: str, part: nn.Module) -> list[str]:
-    return [f"{name}.{key}" for key in part.state_dict()]
 
 
 def _net_of(cfg: Any) -> ResNetSpec:

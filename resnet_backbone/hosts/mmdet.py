@@ -83,8 +83,7 @@ class MMResNet(ResNetBody):
         prefix = self.init_cfg.get("prefix", "")
         prefix = prefix if not prefix or prefix.endswith(".") else f"{prefix}."
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        renamed = self.our_names(state)
-        load_weights(self, {key: value for key, value in renamed.state.items() if key not in renamed.unused})
+        load_weights(self, self.our_names(state).state)
 
 
 def _norm(cfg: Mapping[str, Any], norm_eval: bool) -> str:

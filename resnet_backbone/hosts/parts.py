@@ -1,16 +1,18 @@
-"""What several hosts ask of a net: another number of input channels, and a whole classifier's file for some stages."""
+"""What several hosts ask of a net: another number of input channels, and to take a whole classifier's file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.modules.module import _IncompatibleKeys
 
 from ..backbone import ResNetBody
 from ..norm import initialise_convs
 from ..specs import RESNETS
 from ..suggest import unknown
+from ..weights.load import unused_by_design
 
 # the nets with C2..C5, which is what every host's models are built on
 IMAGENET_NETS = tuple(name for name, spec in RESNETS.items() if len(spec.depths) == 4)
@@ -34,8 +36,12 @@ def set_input_channels(body: ResNetBody, channels: int) -> None:
     setattr(parent, name, new.requires_grad_(old.weight.requires_grad))
 
 
-def without_unused(body: ResNetBody, state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """A net's state dict without what this body leaves out by design: `fc.*`, and stages that are not built."""
-    built = {name for name, _ in body.named_children()}
-    possible = {f"layer{index + 1}" for index in range(len(body.spec.depths))} | {"fc"}
-    return {key: value for key, value in state.items() if key.split(".")[0] not in possible - built}
+class LevelsOfANet(ResNetBody):
+    """A body whose host loads whole classifiers' files by `load_state_dict`: what is unused by design is left out."""
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> _IncompatibleKeys:
+        own = self.state_dict()
+        used = {key: x for key, x in state_dict.items() if key in own or not unused_by_design(self, key)}
+        return super().load_state_dict(used, strict, assign)

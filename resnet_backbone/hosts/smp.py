@@ -7,21 +7,15 @@ settings: `model.encoder.freeze(2)` freezes the stem and C2 afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _IncompatibleKeys
 
-from ..backbone import ResNetBody
 from ..specs import RESNETS
-from .parts import IMAGENET_NETS, without_unused
+from .parts import IMAGENET_NETS, LevelsOfANet
 
 LEVELS = ("c1", "c2", "c3", "c4", "c5")
 
 
-class SmpEncoder(ResNetBody):
+class SmpEncoder(LevelsOfANet):
     """pixels -> [pixels, c1, c2, ...], depth + 1 of them, as smp's decoders read them. net: a row of `RESNETS`.
 
     depth: 1 to 5. Raises ValueError for another.
@@ -67,13 +61,7 @@ class SmpEncoder(ResNetBody):
                 _dilate(getattr(self, name), rate)
         self._output_stride = output_stride
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> _IncompatibleKeys:
-        return super().load_state_dict(without_unused(self, state_dict), strict, assign)
 
-
-@torch.no_grad()
 def _dilate(stage: nn.Module, rate: int) -> None:
     for block in stage.modules():
         for name, part in block.named_children():

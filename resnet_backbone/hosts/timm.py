@@ -9,30 +9,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.module import _IncompatibleKeys
 
-from ..backbone import ResNetBackbone
+from ..backbone import feature_specs_of
 from ..classifier import ResNetClassifier
 from ..specs import RESNETS
 from ..weights.catalog import PUBLISHED, address
 from ..weights.load import load_weights
-from .parts import IMAGENET_NETS, set_input_channels, without_unused
+from .parts import IMAGENET_NETS, LevelsOfANet, set_input_channels
 
 LEVELS = ("c1", "c2", "c3", "c4", "c5")  # timm's five features, by out_indices
 
 
 def feature_info_of(name: str) -> list[dict[str, Any]]:
     """timm's records of the five features of a net. c1 is what enters the pooling."""
-    specs = ResNetBackbone(RESNETS[name], norm="bn", out_levels=LEVELS).feature_specs
+    specs = feature_specs_of(RESNETS[name])
     modules = {"c1": "maxpool", "c2": "layer1", "c3": "layer2", "c4": "layer3", "c5": "layer4"}
     return [
         {
-            "num_chs": spec.channels,
-            "reduction": spec.stride,
+            "num_chs": specs[level].channels,
+            "reduction": specs[level].stride,
             "module": modules[level],
             "hook_type": "forward_pre" if level == "c1" else "forward",
         }
-        for level, spec in specs.items()
+        for level in LEVELS
     ]
 
 
@@ -122,7 +121,7 @@ class TimmClassifier(ResNetClassifier):
         return {"stem": r"^conv1|bn1|maxpool", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
 
 
-class TimmFeatures(ResNetBackbone):
+class TimmFeatures(LevelsOfANet):
     """`features_only=True`: a list of levels, `feature_info`, and nothing deeper than was asked for.
 
     A whole classifier's state dict loads: its `fc` and the stages that are not here are left out.
@@ -149,13 +148,8 @@ class TimmFeatures(ResNetBackbone):
         self.in_chans, self.num_classes = in_chans, num_classes
         self.feature_info = FeatureInfo(feature_info_of(name), tuple(indices))
 
-    def forward(self, pixels: Tensor) -> list[Tensor]:  # type: ignore[override]
+    def forward(self, pixels: Tensor) -> list[Tensor]:
         return list(self.levels(pixels).values())
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> _IncompatibleKeys:
-        return super().load_state_dict(without_unused(self, state_dict), strict, assign)
 
 
 def _checked(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -167,17 +161,17 @@ def _checked(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]
     if model.in_chans != 3:
         adapted += ["conv1.weight", "conv1.0.weight"]
     load_weights(model, renamed, allow_missing=adapted)
-    return without_unused(model, renamed)
+    return renamed
 
 
 def _build(name: str, pretrained: bool = False, **settings: Any) -> nn.Module:
     from timm.models import build_model_with_cfg
 
-    for setting, plain in (("output_stride", 32), ("scriptable", None), ("exportable", None), ("no_jit", None)):
-        if settings.pop(setting, plain) not in (plain, None, False):
-            raise ValueError(
-                f"{setting} is not here: leave it out (for C5 at stride 16 build a ResNetSpec with c5_dilation=2)"
-            )
+    if (stride := settings.pop("output_stride", 32)) != 32:
+        raise ValueError(
+            f"output_stride={stride} is not here: leave it out "
+            "(for C5 at stride 16 build a ResNetSpec with c5_dilation=2)"
+        )
     features_only = settings.pop("features_only", False)
     settings.pop("feature_cls", None)  # how timm takes features out of its own nets; ours gives them by itself
 

@@ -33,22 +33,22 @@ class TorchvisionBackbone(nn.Module):
     def __init__(self, body: nn.Module, pyramid: nn.Module, out_channels: int) -> None:
         super().__init__()
         self.body, self.fpn, self.out_channels = body, pyramid, out_channels
+        given = list(cast("Mapping[str, FeatureSpec]", body.feature_specs))
+        made = getattr(pyramid, "feature_specs", None)  # torchvision's has none: it keeps the names that it is given
+        self._numbers_first = made is None
+        pooled = [level for level in made or () if f"c{level[1:]}" not in given]  # p2 is made of c2, p6 of no level
+        numbered = given if made is None else [level for level in made if level not in pooled]
+        self._names = {level: str(index) for index, level in enumerate(numbered)}
+        self._names |= {level: "pool" if len(pooled) == 1 else level for level in pooled}
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         levels = self.body(pixels)
-        number = {level: str(index) for index, level in enumerate(levels)}
-        if _is_torchvisions(self.fpn):
-            return self.fpn(OrderedDict((number[level], x) for level, x in levels.items()))
-        named = [(f"c{level[1:]}", x) for level, x in self.fpn(levels).items()]  # p2 is made of c2, p6 of no level
-        extra = [level for level, _ in named if level not in number]
-        pool = {level: "pool" if len(extra) == 1 else level.replace("c", "p") for level in extra}
-        return OrderedDict((number.get(level, pool.get(level, level)), x) for level, x in named)
+        if self._numbers_first:
+            return self.fpn(self._named(levels))
+        return self._named(self.fpn(levels))
 
-
-def _is_torchvisions(pyramid: nn.Module) -> bool:
-    from torchvision.ops import FeaturePyramidNetwork
-
-    return isinstance(pyramid, FeaturePyramidNetwork)
+    def _named(self, levels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return OrderedDict((self._names[level], x) for level, x in levels.items())
 
 
 def torchvision_backbone(

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ..backbone import ResNetBackbone
+from ..backbone import ResNetBackbone, feature_specs_of
 from ..norm import initialise_convs
 from ..specs import RESNETS
 from . import require
@@ -57,10 +57,10 @@ def config_class() -> Any:
             **others: Any,
         ) -> None:
             super().__init__(**others)
-            spec = RESNETS[imagenet_net(name)]
             self.name, self.stride_on, self.norm, self.norm_eps = name, stride_on, norm, norm_eps
             self.frozen_stages, self.num_channels = frozen_stages, num_channels
-            self.hidden_sizes = [width * spec.block.expansion for width in spec.widths]
+            specs = feature_specs_of(RESNETS[imagenet_net(name)])
+            self.hidden_sizes = [specs[level].channels for level in ("c2", "c3", "c4", "c5")]
             self.stage_names = list(STAGES)
             self._out_features, self._out_indices = None, None
             if out_features is not None or out_indices is None:

@@ -250,7 +250,7 @@ def _compare(
 ) -> tuple[WeightReport, dict[str, Tensor]]:
     everything = model.state_dict()
     own = {key: value for key, value in everything.items() if not key.endswith("num_batches_tracked")}
-    unused = tuple(key for key in state if key not in everything and _unused_by_design(model, key))
+    unused = tuple(key for key in state if key not in everything and unused_by_design(model, key))
     mismatched = {
         key: (tuple(state[key].shape), tuple(value.shape))
         for key, value in own.items()
@@ -272,7 +272,8 @@ def _compare(
     return report, fitting
 
 
-def _unused_by_design(model: nn.Module, key: str) -> bool:
+def unused_by_design(model: nn.Module, key: str) -> bool:
+    """Whether a file's tensor without a place in the model is none by the model's design: see `WeightReport`."""
     if key.endswith("num_batches_tracked"):
         return True
     if not isinstance(model, ResNetBody):

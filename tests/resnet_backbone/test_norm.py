@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from resnet_backbone.norm import NORMS, FrozenBatchNorm2d, conv_layer, conv_norm, make_norm
+from resnet_backbone.norm import NORMS, FrozenBatchNorm2d, conv_layer, conv_norm, frozen, make_norm
 
 
 def random_norm(channels: int, eps: float = 1e-5) -> FrozenBatchNorm2d:
@@ -30,10 +30,20 @@ def test_frozen_norm_is_torchvisions(eps: float) -> None:
 def test_frozen_norm_is_batch_norm_in_eval_and_takes_its_state_dict() -> None:
     live = nn.BatchNorm2d(6)
     live(torch.randn(8, 6, 4, 4) * 3 + 1)
-    frozen = FrozenBatchNorm2d(6)
-    frozen.load_state_dict(live.state_dict())
+    norm = FrozenBatchNorm2d(6)
+    norm.load_state_dict(live.state_dict())
     x = torch.randn(2, 6, 4, 5)
-    torch.testing.assert_close(frozen(x), live.eval()(x))
+    torch.testing.assert_close(norm(x), live.eval()(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_freezing_keeps_the_precision_that_a_net_was_brought_to(dtype: torch.dtype) -> None:
+    live = nn.BatchNorm2d(6, dtype=dtype).eval()
+    live.running_var.uniform_(0.5, 2)
+    x = torch.randn(2, 6, 4, 5, dtype=dtype)
+    found = frozen(live)
+    assert isinstance(found, FrozenBatchNorm2d) and found(x).dtype == dtype
+    torch.testing.assert_close(found(x), live(x))
 
 
 def test_frozen_norm_has_no_parameters_and_ignores_train_mode() -> None:

@@ -63,6 +63,12 @@ def targets(pixels: Tensor) -> list[dict[str, Tensor]]:
     return [{"boxes": boxes, "labels": torch.tensor([1, 2])} for _ in pixels]
 
 
+def body_state(file: Path, layout: str) -> dict[str, Tensor]:
+    """A net's file under a layout's names, without its classifier."""
+    state = torch.load(file, weights_only=True)
+    return body_in_layout({key: x for key, x in state.items() if not key.startswith("fc.")}, layout)
+
+
 # torchvision
 
 
@@ -137,9 +143,8 @@ def detectron2_build(net: str, file: Path | None, *, norm: str, frozen: int, lev
     r.OUT_FEATURES, r.RES2_OUT_CHANNELS = [f"res{level[1:]}" for level in levels], 64 if net == "resnet18" else 256
     model = build_backbone(cfg)
     if file is not None:
-        state = {key: x for key, x in torch.load(file, weights_only=True).items() if not key.startswith("fc.")}
         converted = file.with_name(f"detectron2-{file.name}")
-        torch.save({"model": body_in_layout(state, "detectron2")}, converted)
+        torch.save({"model": body_state(file, "detectron2")}, converted)
         DetectionCheckpointer(model).load(str(converted))
     return model
 
@@ -257,7 +262,7 @@ def smp_build(net: str, file: Path | None, *, norm: str, frozen: int, levels: An
 
 
 def smp_features(model: Any, pixels: Tensor) -> dict[str, Tensor]:
-    return dict(zip(("pixels", "c1", *LEVELS), model.encoder(pixels))) | {}
+    return dict(zip(("pixels", "c1", *LEVELS), model.encoder(pixels)))
 
 
 def smp_training(model: Any) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:

@@ -13,7 +13,7 @@ from torch import nn
 
 from resnet_backbone import register
 from resnet_backbone.norm import FrozenBatchNorm2d
-from resnet_backbone.weights.formats import body_in_layout
+from tests.resnet_backbone.hosts.cases import body_state
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("detectron2") is None, reason="detectron2 is not installed")
 
@@ -37,11 +37,6 @@ def config(depth: int, *, ours: bool) -> Any:
     cfg.INPUT.FORMAT = "RGB"
     cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
     return cfg
-
-
-def body_state(file: Path) -> dict[str, torch.Tensor]:
-    state = torch.load(file, weights_only=True)
-    return body_in_layout({key: x for key, x in state.items() if not key.startswith("fc.")}, "detectron2")
 
 
 @pytest.mark.parametrize("depth", [18, 50])
@@ -68,7 +63,9 @@ def test_the_same_detections_as_on_its_own_resnet(
         models.append(build_model(cfg).eval())
     theirs, ours_ = models
     body = theirs.backbone.bottom_up if family == "fpn" else theirs.backbone
-    missing = body.load_state_dict(body_state(imagenet_weights / f"resnet{depth}-imagenet.pth"), strict=False)
+    missing = body.load_state_dict(
+        body_state(imagenet_weights / f"resnet{depth}-imagenet.pth", "detectron2"), strict=False
+    )
     assert not missing.missing_keys
     nn.init.normal_(theirs.roi_heads.box_predictor.cls_score.weight, std=0.05)
     ours_.load_state_dict(theirs.state_dict(), strict=True)
@@ -92,7 +89,7 @@ def test_its_trainer_learns_coco(imagenet_weights: Path, coco_mini: Path, tmp_pa
     from detectron2.data.datasets import register_coco_instances
     from detectron2.engine import DefaultTrainer
 
-    state = body_state(imagenet_weights / "resnet18-imagenet.pth")
+    state = body_state(imagenet_weights / "resnet18-imagenet.pth", "detectron2")
     torch.save({"model": state, "matching_heuristics": True}, tmp_path / "r18.pth")  # as its model zoo's files are read
     data = "coco_mini_of_the_tests"
     register_coco_instances(
@@ -150,7 +147,7 @@ def test_freezing_later(imagenet_weights: Path) -> None:
     from resnet_backbone.hosts.detectron2 import Detectron2ResNet
 
     net = Detectron2ResNet("resnet18", norm="BN", freeze_at=0)
-    net.load_state_dict(body_state(imagenet_weights / "resnet18-imagenet.pth"), strict=False)
+    net.load_state_dict(body_state(imagenet_weights / "resnet18-imagenet.pth", "detectron2"), strict=False)
     before = {key: x.clone() for key, x in net.state_dict().items()}
     assert net.freeze(2) is net
     assert isinstance(net.bn1, FrozenBatchNorm2d) and not any(p.requires_grad for p in net.layer1.parameters())

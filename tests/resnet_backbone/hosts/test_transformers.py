@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from resnet_backbone import load_weights, register
-from resnet_backbone.weights.formats import body_in_layout
+from tests.resnet_backbone.hosts.cases import body_state
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 Photos = Callable[[int, int, int], Tensor]
@@ -25,9 +25,8 @@ def registered() -> None:
 def test_the_feature_maps_are_those_of_its_own_resnet(imagenet_weights: Path, photos: Photos) -> None:
     file = imagenet_weights / "resnet50-imagenet.pth"
     stages = ["stem", "stage1", "stage2", "stage3", "stage4"]
-    state = {k: x for k, x in torch.load(file, weights_only=True).items() if not k.startswith("fc.")}
     theirs = transformers.ResNetBackbone(transformers.ResNetConfig(out_features=stages)).eval()
-    theirs.load_state_dict(body_in_layout(state, "transformers"))
+    theirs.load_state_dict(body_state(file, "transformers"))
     config = transformers.AutoConfig.for_model("resnet_backbone", name="resnet50", out_features=stages)
     ours = transformers.AutoBackbone.from_config(config).eval()
     load_weights(ours.body, file, origin="torchvision")
