@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .blocks import STEMS, BasicBlock, Bottleneck
 from .norm import MakeNorm, conv_norm, frozen, initialise_convs, make_norm
 from .preprocess import Preprocess
+from .recompute import run_recomputing
 from .specs import RESNETS, ResNetSpec
 from .suggest import unknown
 from .weights.formats import Renamed, rename_body
@@ -56,7 +57,8 @@ class ResNetBody(nn.Module):
         norm_eps: the norms' epsilon.
         out_levels: which levels `levels()` returns; stages deeper than the deepest of them are not built.
         frozen_stages: 0 nothing, 1 the stem, 2 the stem and C2, ... 5 everything; see `freeze`.
-    `preprocess` says which pixels the weights know; loading weights sets it.
+    `preprocess` says which pixels the weights know; loading weights sets it. With `recompute` set, training forgets
+    what happens within a block and computes it again on the way back (`recompute.py`).
     Raises ValueError for levels that the net does not have, or a frozen_stages outside 0..5.
     """
 
@@ -82,6 +84,7 @@ class ResNetBody(nn.Module):
         if not asked:
             raise ValueError(f"out_levels is empty: name at least one of {list(has)}")
         self.spec, self.norm, self.norm_eps, self.frozen_stages = spec, norm, norm_eps, 0
+        self.recompute = False
         self.preprocess = Preprocess()
         self.out_levels = tuple(level for level in has if level in asked)
         self._build(spec, make_norm(norm, norm_eps))
@@ -140,7 +143,8 @@ class ResNetBody(nn.Module):
         found["c1"] = x
         x = found["stem"] = self.maxpool(x)
         for level, name in self._stages:
-            x = found[level] = getattr(self, name)(x)
+            stage: nn.Sequential = getattr(self, name)
+            x = found[level] = run_recomputing(stage, x) if self.recompute and self.training else stage(x)
         return found
 
     def our_names(self, state: Mapping[str, Tensor]) -> Renamed:

@@ -51,16 +51,16 @@ class Preprocess:
         return replace(self, **colours)
 
     def normalise(self, image: Tensor) -> Tensor:
-        """image: (3, H, W) uint8, RGB -> (3, H, W) float32 in the net's channel order. Where `resize` is "torch", also
-        floats from 0 to 255, whose precision stays. Raises TypeError or ValueError for anything else: floats that were
-        normalised twice are a classic."""
+        """image: (3, H, W) or (N, 3, H, W) uint8, RGB -> as many of float32, in the net's channel order. Where
+        `resize` is "torch", also floats from 0 to 255, whose precision stays. Raises TypeError or ValueError for
+        anything else: floats that were normalised twice are a classic."""
         if image.dtype != torch.uint8 and not (self.resize == "torch" and image.is_floating_point()):
             raise TypeError(f"images are uint8 RGB, 0 to 255; this one is {image.dtype}: pass it as it was read")
-        if image.ndim != 3 or image.shape[0] != 3:
-            raise ValueError(f"images are (3, H, W), this one is {tuple(image.shape)}")
+        if image.ndim < 3 or image.shape[-3] != 3:
+            raise ValueError(f"images are (3, H, W) or (N, 3, H, W), this one is {tuple(image.shape)}")
         pixels = image if image.is_floating_point() else image.to(torch.float32)
         if self.channel_order == "bgr":
-            pixels = pixels.flip(0)
+            pixels = pixels.flip(-3)
         if self.value_range == 1:
             pixels = pixels / 255.0
         mean = torch.tensor(self.mean, device=image.device, dtype=pixels.dtype).reshape(3, 1, 1)

@@ -101,11 +101,12 @@ def spec_from_dict(values: Mapping[str, Any]) -> ResNetSpec:
     return ResNetSpec(**{**values, **lists, "block": BLOCKS[values["block"]]})
 
 
-def _cifar(depth: int) -> ResNetSpec:
+def _cifar(depth: int, block: BlockType = BasicBlock, shortcut: Shortcut = "A") -> ResNetSpec:
     n = (depth - 2) // 6
-    return ResNetSpec(BasicBlock, depths=(n, n, n), widths=(16, 32, 64), stem="cifar", shortcut="A")
+    return ResNetSpec(block, depths=(n, n, n), widths=(16, 32, 64), stem="cifar", shortcut=shortcut)
 
 
+# without a letter a row is what is published under its name: torchvision's nets have shortcut B, the CIFAR nets A
 RESNETS: dict[str, ResNetSpec] = {
     "resnet18": ResNetSpec(BasicBlock, depths=(2, 2, 2, 2)),
     "resnet34": ResNetSpec(BasicBlock, depths=(3, 4, 6, 3)),
@@ -114,5 +115,14 @@ RESNETS: dict[str, ResNetSpec] = {
     "resnet152": ResNetSpec(Bottleneck, depths=(3, 8, 36, 3)),
     "resnet50d": ResNetSpec(Bottleneck, depths=(3, 4, 6, 3), stem="deep", shortcut="D"),
     "resnet101d": ResNetSpec(Bottleneck, depths=(3, 4, 23, 3), stem="deep", shortcut="D"),
+    "resnet18_a": ResNetSpec(BasicBlock, depths=(2, 2, 2, 2), shortcut="A"),
+    "resnet18_c": ResNetSpec(BasicBlock, depths=(2, 2, 2, 2), shortcut="C"),
+    "resnet34_a": ResNetSpec(BasicBlock, depths=(3, 4, 6, 3), shortcut="A"),
+    "resnet34_c": ResNetSpec(BasicBlock, depths=(3, 4, 6, 3), shortcut="C"),
     **{f"resnet{depth}_cifar": _cifar(depth) for depth in (20, 32, 44, 56, 110, 1202)},
+    **{f"resnet{depth}_cifar_b": _cifar(depth, shortcut="B") for depth in (20, 32, 44, 56, 110)},
+    **{f"resnet{depth}_cifar_c": _cifar(depth, shortcut="C") for depth in (20, 32, 44, 56, 110)},
+    "plain18": ResNetSpec(PlainBasicBlock, depths=(2, 2, 2, 2)),
+    "plain34": ResNetSpec(PlainBasicBlock, depths=(3, 4, 6, 3)),
+    **{f"plain{depth}_cifar": _cifar(depth, PlainBasicBlock) for depth in (20, 32, 44, 56)},
 }

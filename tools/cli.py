@@ -12,8 +12,9 @@ from rich.console import Console
 
 from heads.images import UnreadableImage
 from resnet_backbone import WeightMismatch
+from resnet_backbone.weights.load import checkpoint_of as last_checkpoint
 
-from .config import ConfigError, settings
+from .settings import CommonConfig, ConfigError, settings
 
 CONSOLE = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
 # what a caller did wrong, or a file did: its message is enough
@@ -28,16 +29,16 @@ EXPECTED = (
 )
 
 
-def parser(description: str, *, with_settings: bool) -> argparse.ArgumentParser:
-    """With settings: `--set a.b=c`, and a `--help` that lists every setting with its default and unit."""
+def parser(description: str, *, config: type[CommonConfig] | None = None) -> argparse.ArgumentParser:
+    """With a kind of configuration: `--set a.b=c`, and a `--help` that lists its settings with defaults and units."""
     epilog = None
-    if with_settings:
-        rows = [f"  {name:38} {text}" for name, text in settings()]
+    if config is not None:
+        rows = [f"  {name:38} {text}" for name, text in settings(config)]
         epilog = "settings (in a YAML file, or --set section.key=value):\n" + "\n".join(rows)
     made = argparse.ArgumentParser(
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    if with_settings:
+    if config is not None:
         made.add_argument(
             "--set", action="append", default=[], metavar="A.B=C", help="override one setting; repeatable"
         )
@@ -62,11 +63,4 @@ def run(main: Callable[[], int | None]) -> None:
 
 def checkpoint_of(run_or_weights: Path) -> Path:
     """A run's folder -> its last checkpoint; a file is itself. Raises FileNotFoundError."""
-    if run_or_weights.is_dir():
-        found = run_or_weights / "checkpoints" / "last.pt"
-        if not found.is_file():
-            raise FileNotFoundError(
-                f"{run_or_weights} has no checkpoints/last.pt: is it a run's folder, and has it saved one?"
-            )
-        return found
-    return run_or_weights
+    return last_checkpoint(run_or_weights) if run_or_weights.is_dir() else run_or_weights

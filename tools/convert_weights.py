@@ -8,7 +8,9 @@ names. A detector needs --recipe, whose names are those of `heads.DETECTORS`; of
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -22,8 +24,9 @@ from heads.files import load_detector, save_atomically, save_detector
 from heads.formats import LAYOUTS as DETECTOR_LAYOUTS
 from heads.formats import candidates_of, layout_of, to_layout
 from resnet_backbone import RESNETS, ResNetBackbone, ResNetClassifier, load_weights
+from resnet_backbone.specs import spec_from_dict
 from resnet_backbone.suggest import unknown
-from resnet_backbone.weights.files import save_weights
+from resnet_backbone.weights.certificate import body_certificate
 from resnet_backbone.weights.formats import Renamed, body_in_layout, rename_body
 from resnet_backbone.weights.load import WeightFile, meaning_of, read_weights
 from resnet_backbone.weights.sources import SOURCES, WeightSource
@@ -71,23 +74,34 @@ def _classes_of(file: WeightFile) -> int:
 def _net(file: WeightFile, out: Path, to: str, source: str | None) -> str:
     if to not in ("ours", *NETS):
         raise ValueError(f"--to {to} has no names for a net without heads: give ours or {', '.join(NETS)}")
-    net = recognise(file.state)
+    net = certified_net(file.meta, file.state) if file.meta else recognise(file.state)
     meaning = meaning_of(file, net.our_names(file.state), source)
     if meaning is not None and meaning.stride_on != net.spec.stride_on and net.spec.block.expansion > 1:
         net = recognise(file.state, stride_on=meaning.stride_on)
     report = load_weights(net, file, origin=source)
     said = file.meta["source"] if file.meta else "unknown" if meaning is None else _source_name(meaning)
     if to == "ours":
-        save_weights(net, out, source=said)
+        kept = {name: file.meta[name] for name in ("kind", "class_names") if name in file.meta} if file.meta else {}
+        save_atomically({"model": net.state_dict(), "meta": body_certificate(net, source=said, **kept)}, out)
         return f"{out}: our certified file, {len(report.loaded)} tensors, {said}"
     state = body_in_layout(net.state_dict(), NETS[to])
     save_atomically(_wrapped(state, to, out), out)
     return f"{out}: {len(state)} tensors under {to}'s names\n{_pixels(net.preprocess)}, {_stride(net.spec.stride_on)}"
 
 
+def certified_net(meta: Mapping[str, Any], state: Mapping[str, Tensor]) -> ResNetBackbone | ResNetClassifier:
+    """The net that a file of ours describes, with live norms; a classifier where it has the linear layer."""
+    spec, levels = spec_from_dict(meta["net"]["spec"]), meta["net"]["out_levels"]
+    norm, eps = "gn" if meta["net"]["norm"] == "gn" else "bn", meta["net"]["norm_eps"]
+    if "fc.weight" in state:
+        return ResNetClassifier(spec, num_classes=len(state["fc.weight"]), norm=norm)
+    return ResNetBackbone(spec, norm=norm, norm_eps=eps, out_levels=levels)
+
+
 def recognise(state: dict[str, Tensor], *, stride_on: str = "3x3") -> ResNetBackbone | ResNetClassifier:
     """The net of `RESNETS` whose tensors these are, with live norms so that none is dropped; a classifier where they
-    have its linear layer. Raises ValueError where no net fits."""
+    have its linear layer. A plain net has the tensors of its residual twin with shortcut A, and is taken for that.
+    Raises ValueError where no net fits."""
     for name, spec in RESNETS.items():
         with torch.device("meta"):
             net = ResNetClassifier(name)
@@ -130,7 +144,7 @@ def _host_settings(detector: RCNN, stride_on: str) -> str:
 
 
 def main() -> int:
-    parser = cli.parser(__doc__, with_settings=False)
+    parser = cli.parser(__doc__)
     parser.add_argument("weights", help="a file, a run's folder, or a published name (imagenet1k_v1 with --net)")
     parser.add_argument("out", type=Path, help=".pth or .safetensors")
     choices = ("ours", *dict.fromkeys((*NETS, *DETECTOR_LAYOUTS)))

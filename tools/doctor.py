@@ -186,7 +186,7 @@ def facts(file: WeightFile) -> dict[str, str]:
 
 
 def main() -> int:
-    parser = cli.parser(__doc__, with_settings=True)
+    parser = cli.parser(__doc__, config=RunConfig)
     parser.add_argument("what", choices=("data", "weights"), help="what to examine")
     parser.add_argument("path", type=Path, help="data: YAML that names data.val; weights: a file, or a run's folder")
     args = parser.parse_args()

@@ -87,7 +87,7 @@ def write_scores(folder: Path, results: list[dict[str, Any]], scores: Scores) ->
 
 
 def main() -> int:
-    parser = cli.parser(__doc__.splitlines()[0], with_settings=True)
+    parser = cli.parser(__doc__.splitlines()[0], config=RunConfig)
     parser.add_argument("run_or_weights", type=Path, help="a run's folder, or a file that train_det.py wrote")
     parser.add_argument("config", type=Path, nargs="?", help="YAML; default: the run's own config.yaml")
     parser.add_argument("--out", type=Path, help="folder for results.json and scores.json; default: the run's folder")

@@ -50,7 +50,7 @@ def as_json(path: Path, image: np.ndarray, found: Detections, names: tuple[str, 
 
 
 def main() -> int:
-    parser = cli.parser(__doc__.splitlines()[0], with_settings=False)
+    parser = cli.parser(__doc__.splitlines()[0])
     parser.add_argument("run_or_weights", type=Path, help="a run's folder, or a file that train_det.py wrote")
     parser.add_argument("images", type=Path, nargs="+", help="image files")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures and their JSON")

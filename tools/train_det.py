@@ -7,7 +7,6 @@ loss_curve.png, predictions.png.
 
 from __future__ import annotations
 
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -29,14 +28,12 @@ from heads.predictor import Predictor
 from heads.structures import Targets
 from resnet_backbone import WeightReport, load_weights
 from resnet_backbone.backbone import refuse_to_freeze_nothing
-from tools import cli
-from tools.config import RunConfig, load_config, to_yaml
+from tools import cli, runs
+from tools.config import RunConfig
 from tools.data.augment import Augment
 from tools.data.coco import CocoData
-from tools.data.loader import BatchPlan, TrainingImages, make_loader, read_checked
-from tools.engine.log import RunLog
-from tools.engine.optim import make_optimiser, make_schedule
-from tools.engine.train import Trainer, make_accelerator
+from tools.data.loader import BatchPlan, TrainingImages, read_checked
+from tools.engine.tasks import Detection
 from tools.eval_det import kinds_of, load_split, load_val, predict_results, score, write_scores
 from tools.evaluation.table import scores_table
 from tools.predict import picture
@@ -48,86 +45,32 @@ from tools.report.weights import weights_table
 
 
 def main() -> int:
-    parser = cli.parser(__doc__, with_settings=True)
-    parser.add_argument("config", type=Path, help="YAML of what differs from the defaults below")
-    parser.add_argument("--resume", action="store_true", help="continue the run in `out` from its last checkpoint")
-    parser.add_argument("--overwrite", action="store_true", help="remove an earlier run in `out` first")
-    args = parser.parse_args()
-    config = load_config(args.config, args.set)
-    accelerator = make_accelerator(config)
-    if accelerator.is_main_process:
-        prepare_folder(config, resume=args.resume, overwrite=args.overwrite)
-    accelerator.wait_for_everyone()
-    train(config, accelerator, resume=args.resume)
-    accelerator.end_training()
-    return 0
-
-
-def prepare_folder(config: RunConfig, *, resume: bool, overwrite: bool) -> None:
-    """Raises FileExistsError where a run would be lost, ValueError where a resume is none."""
-    saved = config.out / "config.yaml"
-    if resume:
-        if not (config.out / "checkpoints" / "last.pt").is_file():
-            raise FileNotFoundError(f"{config.out} has no checkpoint to resume from: start it without --resume")
-        if load_config(saved).model != config.model:
-            raise ValueError(
-                f"model differs from the run in {config.out} ({saved}): resume with the same, or train elsewhere"
-            )
-    elif config.out.exists() and any(config.out.iterdir()):
-        if not overwrite:
-            raise FileExistsError(f"{config.out} already holds a run: --resume continues it, --overwrite replaces it")
-        if not saved.is_file():
-            raise FileExistsError(f"{config.out} is not empty and no run of ours: name another folder in `out`")
-        shutil.rmtree(config.out)
-    config.out.mkdir(parents=True, exist_ok=True)
-    saved.write_text(to_yaml(config), encoding="utf-8")
+    return runs.main(
+        __doc__ or "", RunConfig, lambda config, accelerator, resume: train(config, accelerator, resume=resume)
+    )
 
 
 def train(config: RunConfig, accelerator: Accelerator, *, resume: bool) -> RCNN:
     """The whole run, from data to pictures; the trained detector."""
-    say = cli.CONSOLE if accelerator.is_main_process else Console(quiet=True)
+    say = runs.speaker(accelerator)
     torch.manual_seed(config.train.seed)
     data = load_train(config)
     if accelerator.is_main_process:
         show_data(data, config)
     val = load_val(config) if config.data.val is not None else None
     detector = make_detector(config, data, say).to(accelerator.device)
-    if accelerator.device.type == "cuda":
-        # on a CPU channels_last images are enough: oneDNN lays weights out itself, fused optimisers want them plain
-        detector.to(memory_format=torch.channels_last)
-    per_step = config.train.batch_size // config.train.accumulate
-    images = training_images(config, data, detector.preprocess.resize)
-    plan_of = BatchPlan(data, batch_size=per_step, seed=config.train.seed, span=(0, 0))
-    schedule = make_schedule(config, -(-plan_of.per_epoch // config.train.accumulate))
-    optimiser = make_optimiser(detector, config.optimiser, schedule.peak_lr)
-    trainer = Trainer(
-        accelerator, detector, optimiser, schedule, config, detector.preprocess, plan_of.per_epoch,
-        evaluate=lambda step: {} if val is None else evaluate(detector, val, config, accelerator, say),
-    )  # fmt: skip
-    if resume:
-        trainer.resume()
-        say.print(f"resumed {trainer.checkpoint} at step {trainer.step} of {schedule.total}")
-    plan = BatchPlan(
-        data,
-        batch_size=per_step,
-        seed=config.train.seed,
-        span=(trainer.step * config.train.accumulate, schedule.total * config.train.accumulate),
-        group_by_aspect=config.train.group_by_aspect,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
+    runs.fit(
+        detector,
+        Detection(config.model, detector.preprocess),
+        training_images(config, data, detector.preprocess.resize),
+        config,
+        accelerator,
+        resume=resume,
+        evaluate=None if val is None else lambda step: evaluate(detector, val, config, accelerator, say),
+        goal=lambda values: -(values.get("bbox/AP") or 0.0),
     )
-    say.print(
-        f"training on {accelerator.device}, {accelerator.num_processes} process(es), "
-        f"precision {accelerator.mixed_precision.replace('no', 'fp32')}, {schedule.total} steps of "
-        f"{config.train.batch_size} images, peak lr {schedule.peak_lr:g}"
-    )
-    loader = make_loader(images, plan, workers=config.data.workers)
     if accelerator.is_main_process:
-        with RunLog(config.out, schedule.total, trainer.step, cli.CONSOLE) as log:
-            trainer.run(loader, log)
         finish(detector, val, config)
-    else:
-        trainer.run(loader, None)
     return detector
 
 

@@ -122,8 +122,8 @@ def net_facts(body: ResNetBody) -> dict[str, Any]:
 def certificate(
     state: Mapping[str, Tensor], fingerprint: Fingerprint, preprocess: Preprocess, **facts: Any
 ) -> dict[str, Any]:
-    """The `meta` of a file. facts: what else travels with these weights, as plain values: `kind` ("backbone" or
-    "detector"), `source`, `project` (whose conventions), `net` (`net_facts`), and what the kind needs."""
+    """The `meta` of a file. facts: what else travels with these weights, as plain values: `kind` ("backbone",
+    "classifier", "detector"), `source`, `project` (whose conventions), `net` (`net_facts`), and what the kind needs."""
     return {
         "format": FORMAT,
         **facts,
@@ -133,13 +133,14 @@ def certificate(
     }
 
 
-def body_certificate(body: ResNetBody, *, source: str, project: str = "detectron2") -> dict[str, Any]:
-    """The `meta` of a backbone's or classifier's file; source: whose weights these are, in words or a source's name."""
-    pixels = body.preprocess
-    prints = body_fingerprint(body, pixels)
-    return certificate(
-        body.state_dict(), prints, pixels, kind="backbone", source=source, project=project, net=net_facts(body)
-    )
+def body_certificate(
+    body: ResNetBody, *, source: str, project: str = "detectron2", kind: str = "backbone", **facts: Any
+) -> dict[str, Any]:
+    """The `meta` of a backbone's or classifier's file; source: whose weights these are, in words or a source's name;
+    facts: what else travels with them."""
+    prints, net = body_fingerprint(body, body.preprocess), net_facts(body)
+    state, facts = body.state_dict(), {"source": source, "project": project, "net": net, **facts}
+    return certificate(state, prints, body.preprocess, kind=kind, **facts)
 
 
 def preprocess_from(meta: Mapping[str, Any]) -> Preprocess:

@@ -126,7 +126,7 @@ class WeightFile:
 
 
 def read_weights(source: Source | WeightFile, *, net: str | None = None) -> WeightFile:
-    """A file, a published name (of the given net) or a mapping, read.
+    """A file, a run's folder, a published name (of the given net) or a mapping, read.
 
     Nothing in a file is ever executed: `.safetensors`, torch files read with `weights_only=True`, and `.pkl` files of
     arrays. Raises FileNotFoundError, ConnectionError, or ValueError for a damaged file or one that would run code.
@@ -141,6 +141,8 @@ def read_weights(source: Source | WeightFile, *, net: str | None = None) -> Weig
         content = read_file(path)
     else:
         path = Path(source)
+        if path.is_dir():  # a run of tools/train_cls.py or train_det.py
+            path = checkpoint_of(path)
         if not path.is_file():
             names = ", ".join(PUBLISHED)
             raise FileNotFoundError(f"no weights at {path}: give the path of a file, or one of the names {names}")
@@ -154,6 +156,14 @@ def read_weights(source: Source | WeightFile, *, net: str | None = None) -> Weig
     elif lost := {"source", "project", "net", "preprocess", "tensors", "fingerprint"} - set(meta):
         raise CertificateMismatch(f"{path}: its certificate has lost {', '.join(sorted(lost))}: make the file again")
     return WeightFile(unwrap(content), content, path, meta)
+
+
+def checkpoint_of(run: Path) -> Path:
+    """The last checkpoint in a run's folder. Raises FileNotFoundError."""
+    found = run / "checkpoints" / "last.pt"
+    if not found.is_file():
+        raise FileNotFoundError(f"{run} has no checkpoints/last.pt: is it a run's folder, and has it saved one?")
+    return found
 
 
 def read_file(path: Path) -> object:

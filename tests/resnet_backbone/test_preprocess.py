@@ -45,9 +45,9 @@ def test_a_float_image_is_refused() -> None:
         Preprocess().normalise(torch.rand(3, 4, 4))
 
 
-@pytest.mark.parametrize("shape", [(4, 4, 3), (1, 4, 4), (1, 3, 4, 4)])
+@pytest.mark.parametrize("shape", [(4, 4, 3), (1, 4, 4), (3, 4), (2, 1, 4, 4)])
 def test_another_layout_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="images are \\(3, H, W\\), this one is"):
+    with pytest.raises(ValueError, match="images are \\(3, H, W\\) or \\(N, 3, H, W\\), this one is"):
         Preprocess().normalise(torch.zeros(shape, dtype=torch.uint8))
 
 

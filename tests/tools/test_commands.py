@@ -18,7 +18,7 @@ from rich.console import Console
 
 from heads.files import load_detector
 from tests.tools.conftest import Said
-from tools import eval_det, predict, train_det
+from tools import eval_det, predict, runs, train_det
 from tools.config import RunConfig, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -156,9 +156,9 @@ def test_a_run_is_not_lost_by_mistake(trained: Path, tmp_path: Path, call: Calla
 
 def test_overwrite_replaces_an_earlier_run(tiny: Tiny) -> None:
     config = tiny()
-    train_det.prepare_folder(config, resume=False, overwrite=False)
+    runs.prepare_folder(config, resume=False, overwrite=False)
     (config.out / "old.txt").write_text("old")
-    train_det.prepare_folder(config, resume=False, overwrite=True)
+    runs.prepare_folder(config, resume=False, overwrite=True)
     assert sorted(p.name for p in config.out.iterdir()) == ["config.yaml"]
 
 

@@ -20,9 +20,10 @@ from resnet_backbone import build_backbone
 from resnet_backbone.weights.files import save_weights
 from tests.tools.conftest import Said
 from tools import doctor
-from tools.config import RunConfig, validate
+from tools.config import RunConfig
 from tools.doctor import Check, oracle
 from tools.evaluation import results as writer
+from tools.settings import validate
 
 
 def config_for(images: Path, annotations: Path) -> RunConfig:
@@ -33,7 +34,8 @@ def config_for(images: Path, annotations: Path) -> RunConfig:
             "schedule": {"iters": 1},
             "data": {"val": {"images": str(images), "annotations": str(annotations)}},
             "input": {"short_side_px": [256], "long_side_px": 426, "test_short_side_px": 256},
-        }
+        },
+        RunConfig,
     )
 
 

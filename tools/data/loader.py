@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,18 +18,30 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from heads.images import UnreadableImage, read_image
-from heads.structures import Targets
 
-from .augment import Augment
-from .coco import CocoData, ImageRecord
+from .coco import ImageRecord
+
+
+class Records(Protocol):
+    """A split: `CocoData` or `LabelledData`."""
+
+    @property
+    def records(self) -> Sequence[Any]: ...
+
+
+class Augmentation(Protocol):
+    """A function of the seed given to each call, and of nothing else."""
+
+    def __call__(self, image: np.ndarray, record: Any, seed: int, /) -> tuple[Tensor, Any]: ...
 
 
 @dataclass(frozen=True)
 class Batch:
-    """images: n of (3, h, w) uint8 RGB; targets: n; image_ids: n; skipped: messages of images that were replaced."""
+    """images: n of (3, h, w) uint8 RGB; targets: n, `Targets` or labels; image_ids: n; skipped: messages of images that
+    were replaced."""
 
     images: list[Tensor]
-    targets: list[Targets]
+    targets: list[Any]
     image_ids: list[int]
     skipped: list[str]
 
@@ -42,29 +54,41 @@ class Draw:
     epoch: int
 
 
-class TrainingImages(Dataset[tuple[Tensor, Targets, int, str | None]]):
-    """A `Draw` -> image (3, h, w) uint8, targets, image id, and why another image was taken in its place, or None."""
+class TrainingImages(Dataset[tuple[Tensor, Any, int, str | None]]):
+    """A `Draw` -> image (3, h, w) uint8, its target, its id, and why another image was taken in its place, or None.
 
-    def __init__(self, data: CocoData, augment: Augment, *, seed: int, on_bad_image: str) -> None:
+    read: a record -> its image, (H, W, 3) uint8; none reads COCO's (`read_checked`). on_bad_image: stop or skip.
+    """
+
+    def __init__(
+        self,
+        data: Records,
+        augment: Augmentation,
+        *,
+        seed: int,
+        on_bad_image: str,
+        read: Callable[[Any], np.ndarray] | None = None,
+    ) -> None:
         self.data, self.augment, self.seed, self.on_bad_image = data, augment, seed, on_bad_image
+        self.read = read or read_checked
 
     def __len__(self) -> int:
         return len(self.data.records)
 
-    def __getitem__(self, draw: Draw) -> tuple[Tensor, Targets, int, str | None]:
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, Any, int, str | None]:
         why = None
         for offset in range(len(self)):
             record = self.data.records[(draw.index + offset) % len(self)]
             try:
-                image = read_checked(record)
+                image = self.read(record)
             except UnreadableImage as error:
                 if self.on_bad_image == "stop":
                     raise
                 why = why or f"{error}; image {record.image_id} was replaced by the next one"
                 continue
             seed = int(np.random.SeedSequence([self.seed, draw.epoch, record.image_id]).generate_state(1)[0])
-            pixels, targets = self.augment(image, record, seed)
-            return pixels, targets, record.image_id, why
+            pixels, target = self.augment(image, record, seed)
+            return pixels, target, record.image_id, why
         raise UnreadableImage(f"none of the {len(self)} images can be read; the first error: {why}")
 
 
@@ -89,7 +113,7 @@ class BatchPlan(Sampler[list[Draw]]):
 
     def __init__(
         self,
-        data: CocoData,
+        data: Records,
         *,
         batch_size: int,
         seed: int,
@@ -138,7 +162,7 @@ class BatchPlan(Sampler[list[Draw]]):
         return batches
 
 
-def collate(samples: Sequence[tuple[Tensor, Targets, int, str | None]]) -> Batch:
+def collate(samples: Sequence[tuple[Tensor, Any, int, str | None]]) -> Batch:
     images, targets, ids, whys = zip(*samples)
     return Batch(list(images), list(targets), list(ids), [why for why in whys if why is not None])
 

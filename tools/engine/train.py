@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import signal
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from heads.files import detector_content, save_atomically
-from heads.structures import ImageBatch, Targets
-from resnet_backbone import Preprocess
+from resnet_backbone.weights.files import save_atomically
 from resnet_backbone.weights.load import read_file
-from tools.config import RunConfig
+from tools.settings import CommonConfig
 
 from .log import RunLog, memory_mib
-from .optim import Schedule
+from .optim import Plateau, Schedule
+from .tasks import Outcome, Task, TrainBatch
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -35,13 +33,6 @@ class NonFiniteLoss(FloatingPointError):
 
 class Stopped(KeyboardInterrupt):
     """The run was asked to stop (Ctrl-C, SIGTERM) and has saved its checkpoint."""
-
-
-class TrainBatch(Protocol):
-    images: list[Tensor]
-    targets: list[Targets]
-    image_ids: list[int]
-    skipped: list[str]
 
 
 def pick_device(setting: str) -> str:
@@ -67,7 +58,7 @@ def pick_precision(setting: str, device: str) -> str:
     return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "fp32"
 
 
-def make_accelerator(config: RunConfig) -> Accelerator:
+def make_accelerator(config: CommonConfig) -> Accelerator:
     """Device, precision and accumulation from the settings; several processes from torchrun's environment."""
     device = pick_device(config.train.device)
     precision = pick_precision(config.train.precision, device)
@@ -90,18 +81,26 @@ def refuse_sync_bn(model: nn.Module, accelerator: Accelerator) -> None:
 
 @dataclass
 class Trainer:
-    """Everything that one run's loop needs. `meta` goes into every checkpoint (`heads.files.detector_content`)."""
+    """Everything that one run's loop needs. evaluate: step -> figures of the validation split; goal: of these the one
+    that the learning rate waits for with `schedule.kind=plateau`, the smaller the better."""
 
     accelerator: Accelerator
     model: nn.Module
     optimiser: torch.optim.Optimizer
     schedule: Schedule
-    config: RunConfig
-    preprocess: Preprocess
+    config: CommonConfig
+    task: Task
     batches_per_epoch: int
     evaluate: Callable[[int], Mapping[str, float | None]] | None = None
+    goal: Callable[[Mapping[str, float | None]], float] | None = None
     step: int = 0
+    plateau: Plateau = field(init=False)
     _asked_to_stop: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.plateau = Plateau(self.config.schedule.plateau_patience)
+        if self.config.schedule.kind == "plateau" and (self.evaluate is None or self.goal is None):
+            raise ValueError("schedule.kind=plateau waits for scores: set data.val, or use step or cosine")
 
     @property
     def checkpoint(self) -> Path:
@@ -113,6 +112,7 @@ class Trainer:
         self.model.load_state_dict(content["model"])
         self.optimiser.load_state_dict(content["optimiser"])
         self.step = int(content["step"])
+        self.plateau.load(content.get("plateau", {}))
         if self.accelerator.scaler is not None and "scaler" in content:
             self.accelerator.scaler.load_state_dict(content["scaler"])
 
@@ -134,10 +134,10 @@ class Trainer:
                 began = time.perf_counter()
                 parts = [next(iterator) for _ in range(accumulate)]
                 fetched = time.perf_counter()
-                lr = self.schedule.lr(self.step)
-                losses, norm = self._take_step(model, optimiser, parts, lr)
+                lr = self.schedule.lr(self.step, self.plateau.decays)
+                values, norm = self._take_step(model, optimiser, parts, lr)
                 self.step += 1
-                meter.add(losses, norm, fetched - began, time.perf_counter() - began)
+                meter.add(values, norm, fetched - began, time.perf_counter() - began)
                 self._report(log, meter, parts, lr)
                 self._between_steps(log, model)
         finally:
@@ -146,29 +146,25 @@ class Trainer:
 
     def _take_step(
         self, model: nn.Module, optimiser: torch.optim.Optimizer, parts: list[TrainBatch], lr: float
-    ) -> tuple[dict[str, Tensor], float]:
-        """One optimiser step; the loss by name, averaged over the accumulated parts, and the gradient's norm."""
+    ) -> tuple[Outcome, float]:
+        """One optimiser step; its losses and figures, averaged over the accumulated parts, and the gradient's norm."""
         accelerator = self.accelerator
         # randomness of a step (which anchors and proposals are sampled) is a function of seed, step and process
         torch.manual_seed(hash((self.config.train.seed, self.step, accelerator.process_index)) % 2**63)
         for group in optimiser.param_groups:
             group["lr"] = lr
-        total: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
-        norm = float("nan")
+        outcomes, norm = [], float("nan")
         for part in parts:
             with accelerator.accumulate(model):
-                images = [image.to(accelerator.device, non_blocking=True) for image in part.images]
-                targets = [target.to(accelerator.device) for target in part.targets]
-                losses = model(ImageBatch.from_images(images, self.preprocess), targets)
-                self._require_finite(losses, part)
-                accelerator.backward(torch.stack(list(losses.values())).sum())
+                outcome = self.task.outcome(model, part, accelerator.device)
+                self._require_finite(outcome.losses, part)
+                accelerator.backward(torch.stack(list(outcome.losses.values())).sum())
                 if accelerator.sync_gradients:
                     norm = self._clip(part)
                 optimiser.step()
                 optimiser.zero_grad()
-            for name, loss in losses.items():
-                total[name] = total[name] + loss.detach() / len(parts)
-        return dict(total), norm
+            outcomes.append(outcome)
+        return mean_outcome(outcomes), norm
 
     def _require_finite(self, losses: Mapping[str, Tensor], part: TrainBatch) -> None:
         values = torch.stack([loss.detach().float() for loss in losses.values()])
@@ -221,6 +217,9 @@ class Trainer:
             return
         values = self.evaluate(self.step)
         model.train()
+        if self.config.schedule.kind == "plateau" and self.goal is not None and self.step < self.schedule.total:
+            self.plateau.see(self.goal(values))
+            self.save()  # a resumed run does not score again what this one has seen
         if log is not None and values:
             log.val(self.step, dict(values))
 
@@ -239,31 +238,38 @@ class Trainer:
     def save(self) -> None:
         """The whole state, by the main process."""
         if self.accelerator.is_main_process:
-            content = detector_content(self.accelerator.unwrap_model(self.model), self.config.model)
-            content |= {"optimiser": self.optimiser.state_dict(), "step": self.step}
+            content = self.task.content(self.accelerator.unwrap_model(self.model))
+            content |= {"optimiser": self.optimiser.state_dict(), "step": self.step, "plateau": vars(self.plateau)}
             if self.accelerator.scaler is not None:  # fp16: a resumed run goes on with the scale that it had found
                 content["scaler"] = self.accelerator.scaler.state_dict()
             save_atomically(content, self.checkpoint)
 
 
+def mean_outcome(outcomes: Sequence[Outcome]) -> Outcome:
+    """Of the parts of a step; nothing of their graphs is kept."""
+
+    def mean(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: torch.stack([part[name].detach() for part in parts]).mean() for name in parts[0]}
+
+    return Outcome(mean([o.losses for o in outcomes]), mean([o.figures for o in outcomes]))
+
+
 class _Meter:
-    """Means since the last line of the log; losses stay tensors until then, so that a GPU is not waited for."""
+    """Means since the last line of the log; tensors stay so until then, so that a GPU is not waited for."""
 
     def __init__(self) -> None:
-        self._losses: dict[str, Tensor] = {}
-        self._sums: dict[str, float] = defaultdict(float)
-        self._count = 0
+        self._outcomes: list[Outcome] = []
+        self._times: list[tuple[float, float, float]] = []
 
-    def add(self, losses: Mapping[str, Tensor], norm: float, data_s: float, step_s: float) -> None:
-        for name, loss in losses.items():
-            self._losses[name] = self._losses.get(name, torch.zeros_like(loss)) + loss
-        for name, value in (("grad_norm", norm), ("data_s", data_s), ("step_s", step_s)):
-            self._sums[name] += value
-        self._count += 1
+    def add(self, outcome: Outcome, norm: float, data_s: float, step_s: float) -> None:
+        self._outcomes.append(outcome)
+        self._times.append((norm, data_s, step_s))
 
     def drain(self, images: int) -> tuple[dict[str, float], dict[str, float]]:
-        losses = {name: float(loss) / self._count for name, loss in self._losses.items()}
-        values = {name: value / self._count for name, value in self._sums.items()}
-        values |= {"loss": sum(losses.values()), "images_per_s": images / values["step_s"]}
+        mean = mean_outcome(self._outcomes)
+        losses = {name: float(loss) for name, loss in mean.losses.items()}
+        norm, data_s, step_s = (sum(column) / len(self._times) for column in zip(*self._times))
+        values = {"grad_norm": norm, "data_s": data_s, "step_s": step_s, "loss": sum(losses.values())}
+        values |= {"images_per_s": images / step_s} | {name: float(value) for name, value in mean.figures.items()}
         self.__init__()  # type: ignore[misc]
         return values, losses

@@ -1,4 +1,4 @@
-"""A run's metrics.jsonl as one picture: losses, learning rate, and AP where the run was validated."""
+"""A run's metrics.jsonl as one picture: losses, learning rate, and AP or errors where the run was validated."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from matplotlib.figure import Figure
 
 Records = list[dict[str, Any]]
 LOSS_PREFIX = "losses/"
+TRAIN_ERROR = "train_error"
 
 
 def write_loss_curve(metrics: Path, out: Path) -> None:
     """Draws metrics.jsonl, with its lines of kind "train" and "val", to `out` in the format of its suffix."""
     records = read_metrics(metrics)
-    train = _by_step(records, "train")
+    train = by_step(records, "train")
     if not train:
         raise ValueError(
             f"{metrics} has {len(records)} lines and none of kind 'train': nothing to draw; the run stopped "
             "before its first log, or this is not a run's metrics.jsonl"
         )
-    validation = _by_step(records, "val")
+    validation = by_step(records, "val")
     ap_keys = _keys(validation, "/AP", "/AP50")
-    heights = [3.0, 1.0, 1.5] if ap_keys else [3.0, 1.0]
+    errors = bool(_keys(train, prefix=TRAIN_ERROR))
+    heights = [3.0, 1.0, 1.5] if ap_keys or errors else [3.0, 1.0]
     # no pyplot: its figures are global state, and would pick a backend that wants a screen
     figure = Figure(figsize=(9, 1.9 * sum(heights)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
@@ -36,6 +38,8 @@ def write_loss_curve(metrics: Path, out: Path) -> None:
     _draw_learning_rate(panels[1], train)
     if ap_keys:
         _draw_ap(panels[2], validation, ap_keys)
+    elif errors:
+        _draw_errors(panels[2], train, validation)
     panels[-1].set_xlabel("step")
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out)
@@ -82,7 +86,7 @@ def _draw_losses(panel: Axes, train: Records) -> None:
     steps = [record["step"] for record in train]
     keys = ["loss", *_keys(train, prefix=LOSS_PREFIX)]
     for i, key in enumerate(keys):
-        values = _column(train, key)
+        values = column(train, key)
         colour = "black" if key == "loss" else f"C{(i - 1) % 10}"
         panel.plot(steps, values, color=colour, alpha=0.2, linewidth=0.8)
         panel.plot(
@@ -99,7 +103,7 @@ def _draw_losses(panel: Axes, train: Records) -> None:
 
 
 def _draw_learning_rate(panel: Axes, train: Records) -> None:
-    panel.plot([record["step"] for record in train], _column(train, "lr"), color="C7")
+    panel.plot([record["step"] for record in train], column(train, "lr"), color="C7")
     panel.set_ylabel("learning rate")
     panel.set_ylim(bottom=0)
     panel.grid(alpha=0.3)
@@ -108,7 +112,7 @@ def _draw_learning_rate(panel: Axes, train: Records) -> None:
 def _draw_ap(panel: Axes, validation: Records, keys: Sequence[str]) -> None:
     steps = [record["step"] for record in validation]
     for i, key in enumerate(keys):
-        percents = [100 * value for value in _column(validation, key)]
+        percents = [100 * value for value in column(validation, key)]
         panel.plot(steps, percents, marker="o", markersize=3, color=f"C{i % 10}", label=key)
     panel.set_ylabel("AP, %")
     panel.set_ylim(bottom=0)
@@ -116,7 +120,23 @@ def _draw_ap(panel: Axes, validation: Records, keys: Sequence[str]) -> None:
     panel.grid(alpha=0.3)
 
 
-def _by_step(records: Records, kind: str) -> Records:
+def _draw_errors(panel: Axes, train: Records, validation: Records) -> None:
+    """As in the paper's figures 4 and 6: the training images' error is that of the augmented crops as they come."""
+    percents = [100 * value for value in column(train, TRAIN_ERROR)]
+    steps = [record["step"] for record in train]
+    panel.plot(steps, smooth(percents, span=len(percents) / 40), color="C0", label="training images")
+    if validation:
+        errors = [100 * value for value in column(validation, "error")]
+        panel.plot(
+            [record["step"] for record in validation], errors, "o-", markersize=3, color="C1", label="test images"
+        )
+    panel.set_ylabel("top-1 error, %")
+    panel.set_ylim(bottom=0)
+    panel.legend(fontsize="small", ncols=2)
+    panel.grid(alpha=0.3)
+
+
+def by_step(records: Records, kind: str) -> Records:
     """A kind's records by step; where a resumed run went over a step again, what it wrote last."""
     last = {record["step"]: record for record in records if record["kind"] == kind}
     return [last[step] for step in sorted(last)]
@@ -128,5 +148,5 @@ def _keys(records: Records, *suffixes: str, prefix: str = "") -> list[str]:
     return [key for key in seen if key.startswith(prefix) and key.endswith(suffixes or ("",))]
 
 
-def _column(records: Records, key: str) -> list[float]:
+def column(records: Records, key: str) -> list[float]:
     return [math.nan if record.get(key) is None else float(record[key]) for record in records]

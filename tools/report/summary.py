@@ -22,7 +22,7 @@ def data_summary_table(summary: Mapping[str, Any]) -> Group:
     summary: images, images_without_boxes, boxes, crowds (counts); dropped {reason: count};
     box_sizes {small, medium, large: count}; categories {name: count}; image_sizes {min, median, max: "WxH"}.
     """
-    return Group(_counts_table(summary), _category_table(summary["categories"]))
+    return Group(_counts_table(summary), _category_table(summary["categories"], "Instances"))
 
 
 def _counts_table(summary: Mapping[str, Any]) -> Table:
@@ -46,9 +46,9 @@ def _counts_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def _category_table(categories: Mapping[str, int]) -> Table:
+def _category_table(categories: Mapping[str, int], what: str) -> Table:
     absent = sum(count == 0 for count in categories.values())
-    title = f"Instances by category: {len(categories)} categories, {absent} of them without any"
+    title = f"{what} by category: {len(categories)} categories, {absent} of them without any"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title)
     for _ in range(CATEGORY_COLUMNS):
         table.add_column("category", overflow="ellipsis", no_wrap=True)
@@ -64,3 +64,8 @@ def _category_table(categories: Mapping[str, int]) -> Table:
 
 def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f} %" if whole else ""
+
+
+def classes_summary_table(summary: Mapping[str, Any]) -> Table:
+    """summary: images (count); classes {name: count of images}."""
+    return _category_table(summary["classes"], f"{summary['images']:,} images")

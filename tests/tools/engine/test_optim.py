@@ -11,8 +11,9 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR
 
 from heads.build import DetectorRecipe, assemble, empty_backbone
-from tools.config import OptimiserConfig, ScheduleConfig, load_config
+from tools.config import load_config
 from tools.engine.optim import Schedule, make_optimiser, make_schedule
+from tools.settings import OptimiserConfig, ScheduleConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 

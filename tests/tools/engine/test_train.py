@@ -24,6 +24,7 @@ from tools.data.coco import CocoData
 from tools.data.loader import Batch, BatchPlan, make_loader
 from tools.engine.log import RunLog
 from tools.engine.optim import make_optimiser, make_schedule
+from tools.engine.tasks import Detection
 from tools.engine.train import NonFiniteLoss, Stopped, Trainer, make_accelerator, pick_device, pick_precision
 
 Tiny = Callable[..., RunConfig]
@@ -49,7 +50,9 @@ def make_trainer(config: RunConfig, data: CocoData | None = None, *, resume: boo
     per_epoch = BatchPlan(data, batch_size=per_step, seed=0, span=(0, 0)).per_epoch
     schedule = make_schedule(config, -(-per_epoch // accumulate))
     optimiser = make_optimiser(detector, config.optimiser, schedule.peak_lr)
-    trainer = Trainer(accelerator, detector, optimiser, schedule, config, detector.preprocess, per_epoch)
+    trainer = Trainer(
+        accelerator, detector, optimiser, schedule, config, Detection(config.model, detector.preprocess), per_epoch
+    )
     if resume:
         trainer.resume()
     span = trainer.step * accumulate, schedule.total * accumulate

@@ -1,0 +1,91 @@
+"""What a classifier is shown of a test image: one crop, ten, or the whole of it at several scales.
+
+Source: the paper, section 3.4: "the standard 10-crop testing" (Krizhevsky et al., NIPS 2012: four corners, the centre,
+and their reflections), and "the fully-convolutional form [...] at multiple scales": the net is run on the whole image,
+its features are averaged, and the scores of all scales (and of the reflections, as in the VGG paper's section 3.2,
+which it cites) are averaged. Scores are softmax probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from heads.images import resize, resized_size
+from heads.structures import ImageSize
+from resnet_backbone import Preprocess
+
+ANY_PX = 10**9  # no cap on the long side
+
+
+@dataclass(frozen=True)
+class Views:
+    """kind: "1-crop", "10-crop" or "multi-scale"; short_side_px: of 1-crop and 10-crop, None leaves the image's size;
+    crop_px: side of the crops; scales_px: multi-scale's short sides."""
+
+    kind: str
+    short_side_px: int | None
+    crop_px: int
+    scales_px: tuple[int, ...]
+
+    def of(self, image: np.ndarray) -> list[np.ndarray]:
+        """image: (H, W, 3) uint8 -> views, (h, w, 3) uint8. Raises ValueError where a crop is larger than its image."""
+        if self.kind == "multi-scale":
+            whole = [_short_side(image, side) for side in self.scales_px]
+            return [view for one in whole for view in (one, one[:, ::-1])]
+        image = image if self.short_side_px is None else _short_side(image, self.short_side_px)
+        height, width = image.shape[:2]
+        side = self.crop_px
+        if side > min(height, width):
+            raise ValueError(f"a crop of {side} px does not fit an image of {width}x{height}: set test_short_side_px")
+        bottom, right = height - side, width - side
+        # rounded as torchvision's CenterCrop
+        centre = [(round(bottom / 2), round(right / 2))]
+        corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)] if self.kind == "10-crop" else []
+        crops = [image[top : top + side, left : left + side] for top, left in corners + centre]
+        return crops + [crop[:, ::-1] for crop in crops] if corners else crops
+
+
+def _short_side(image: np.ndarray, side: int) -> np.ndarray:
+    """Pillow's filter and torchvision's rounding, which is how published weights are scored."""
+    now = ImageSize(height=image.shape[0], width=image.shape[1])
+    return resize(image, resized_size(now, short_side_px=side, long_side_px=ANY_PX, how="torch"))
+
+
+@torch.inference_mode()
+def probabilities(
+    score: Callable[[Tensor], Tensor], images: Sequence[np.ndarray], views: Views, preprocess: Preprocess
+) -> Tensor:
+    """images: N of (H, W, 3) uint8; score: pixels (n, 3, h, w), normalised -> logits (n, K). -> (N, K) float32, on the
+    CPU: the mean of the views' softmax probabilities."""
+    shown = [views.of(image) for image in images]
+    groups: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
+    for row, image_views in enumerate(shown):
+        for view in image_views:
+            groups.setdefault(view.shape, []).append((row, view))
+    total: Tensor | None = None
+    for group in groups.values():  # a batch is of one size: nothing is padded
+        rows = torch.tensor([row for row, _ in group])
+        pixels = torch.from_numpy(np.stack([view for _, view in group])).permute(0, 3, 1, 2)
+        found = score(preprocess.normalise(pixels)).float().softmax(1).cpu()
+        if total is None:
+            total = found.new_zeros(len(images), found.shape[1])
+        total.index_add_(0, rows, found)
+    assert total is not None
+    return total / len(shown[0])
+
+
+def scorer(net: nn.Module, *, precision: str) -> Callable[[Tensor], Tensor]:
+    """The net as `probabilities` calls it: on its own device, without gradients, under autocast for bf16 and fp16."""
+    device = next(net.parameters()).device
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+    def score(pixels: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            return net(pixels.to(device).contiguous(memory_format=torch.channels_last))
+
+    return score

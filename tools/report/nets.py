@@ -1,0 +1,119 @@
+"""Plots that compare nets: curves of runs, a figure for each layer, and the tables of parameters and multiply-adds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from .curves import TRAIN_ERROR, by_step, column, read_metrics, smooth
+
+SMOOTHING = 12  # lines of metrics.jsonl that a point of a curve is the mean of
+
+
+def read_run(metrics: Path) -> dict[str, Any]:
+    """metrics.jsonl of a classifier's run -> its curves: train (step, loss, error) and val (step, error)."""
+    records = read_metrics(metrics)
+    train, val = by_step(records, "train"), by_step(records, "val")
+    if not train or TRAIN_ERROR not in train[0]:
+        raise ValueError(f"{metrics} has no training errors: it is no classifier's run, or one that never began")
+    return {
+        "train": {
+            "step": [record["step"] for record in train],
+            "loss": column(train, "loss"),
+            "error": column(train, TRAIN_ERROR),
+        },
+        "val": {"step": [record["step"] for record in val], "error": column(val, "error")},
+    }
+
+
+def write_run_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], out: Path, title: str) -> None:
+    """runs: net -> its runs' curves (`read_run`), one a seed. Left training loss, right errors: thin lines of the
+    training images, thick with dots of the test images, as in the paper's figure 6."""
+    figure, (left, right) = _figure(2, title)
+    for index, (net, seeds) in enumerate(runs.items()):
+        style, colour = _style(net), f"C{index}"
+        for number, run in enumerate(seeds):
+            label = net if number == 0 else None
+            train, val = run["train"], run["val"]
+            left.plot(train["step"], smooth(train["loss"], SMOOTHING), style, color=colour, linewidth=1.3, label=label)
+            errors = [100 * value for value in smooth(train["error"], SMOOTHING)]
+            right.plot(train["step"], errors, style, color=colour, linewidth=0.8)
+            tested = [100 * value for value in val["error"]]
+            right.plot(val["step"], tested, style + "o", color=colour, linewidth=1.8, markersize=3, label=label)
+    left.set_ylabel("training loss, nats")
+    right.set_ylabel("top-1 error, %  (thin: training images, dots: test images)")
+    for panel in (left, right):
+        panel.set_xlabel("step")
+        panel.legend(fontsize="small")
+    left.set_ylim(top=2.5)  # the first steps of deep nets tower above all that follows
+    _save(figure, out)
+
+
+def write_layer_plot(
+    layers: Mapping[str, Mapping[str, float]], out: Path, *, title: str, quantity: str, logarithmic: bool = False
+) -> None:
+    """layers: net -> layer -> figure. Left in the order of the layers, right by size, as in the paper's figure 7."""
+    figure, (left, right) = _figure(2, title)
+    for index, (net, values) in enumerate(layers.items()):
+        along = list(values.values())
+        for panel, drawn in ((left, along), (right, sorted(along, reverse=True))):
+            panel.plot(range(1, len(drawn) + 1), drawn, _style(net), color=f"C{index}", linewidth=1.3, label=net)
+    left.set_xlabel("layer, from the image on")
+    right.set_xlabel("layers, sorted by size")
+    for panel in (left, right):
+        panel.set_ylabel(quantity)
+        panel.legend(fontsize="small")
+        if logarithmic:
+            panel.set_yscale("log")
+        else:
+            panel.set_ylim(bottom=0)
+    _save(figure, out)
+
+
+def write_counts_plot(counts: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """counts: rows of `NetCounts.to_json`. Parameters against multiply-adds; rings are the paper's figures."""
+    figure, panels = _figure(2, "parameters and multiply-adds")
+    for panel, cifar in zip(panels, (False, True)):
+        rings: dict[tuple[float, float], list[str]] = {}
+        for row in counts:
+            if ("_cifar" in row["net"]) != cifar:
+                continue
+            x, y = row["multiply_adds"], row["parameters"]
+            panel.plot(x, y, "s" if row["net"].startswith("plain") else "o", color="C0", markersize=4)
+            if row["paper_parameters"] or row["paper_multiply_adds"]:
+                # a plain net and its twin share a ring: the paper's figures are rounded
+                ring = row["paper_multiply_adds"] or x, row["paper_parameters"] or round(y, -6)
+                rings.setdefault(ring, []).append(row["net"])
+        for ring, names in rings.items():
+            panel.plot(*ring, "o", markerfacecolor="none", color="C3", markersize=11)
+            panel.annotate(", ".join(names), ring, xytext=(10, -10), textcoords="offset points", fontsize=8)
+        panel.set_xscale("log")
+        panel.set_yscale("log")
+        panel.margins(x=0.35, y=0.15)
+        panel.set_xlabel("multiply-adds of an image of " + ("32x32" if cifar else "224x224"))
+        panel.set_ylabel("parameters  (ring: the paper's figure)")
+    _save(figure, out)
+
+
+def _style(net: str) -> str:
+    return "--" if net.startswith("plain") else "-"
+
+
+def _figure(columns: int, title: str) -> tuple[Figure, Sequence[Axes]]:
+    figure = Figure(figsize=(6 * columns, 4.2), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    panels = figure.subplots(1, columns, squeeze=False)[0]
+    for panel in panels:
+        panel.grid(alpha=0.3)
+    return figure, list(panels)
+
+
+def _save(figure: Figure, out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out)
