@@ -27,12 +27,16 @@ def run_recomputing(blocks: nn.Sequential, x: Tensor) -> Tensor:
 
 @contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """Live batch norms normalise by the batch, but count it no second time."""
+    """Live batch norms normalise by the batch, but count it no second time. (Without `track_running_stats` they would
+    save other tensors for the way back, which `checkpoint` refuses.)"""
     norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum = 0.0
+        assert norm.num_batches_tracked is not None
+        norm.num_batches_tracked = norm.num_batches_tracked.clone()
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, before):
+            norm.momentum, norm.num_batches_tracked = momentum, count

@@ -42,6 +42,39 @@ def test_cifar_nets_have_the_parameters_of_table_6(depth: int, millions: float) 
     assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions, rel=0.03)
 
 
+@pytest.mark.parametrize("name", [name for name in RESNETS if name.startswith("plain")])
+def test_a_plain_net_is_its_twin_of_shortcut_a_without_the_shortcuts(name: str) -> None:
+    """Same tensors, and the same function once the twin's shortcuts are cut."""
+    twin = name.replace("plain", "resnet")
+    twin = twin if twin.endswith("_cifar") else f"{twin}_a"
+    plain, residual = (ResNetClassifier(row, num_classes=10).eval() for row in (name, twin))
+    residual.load_state_dict(plain.state_dict())
+    pixels = torch.randn(2, 3, 48, 48)
+    assert not torch.allclose(plain(pixels), residual(pixels), rtol=0.1)
+    for module in residual.modules():
+        if isinstance(module, BasicBlock):
+            module.forward = PlainBasicBlock.forward.__get__(module)  # type: ignore[method-assign, assignment, arg-type]
+    assert torch.equal(plain(pixels), residual(pixels))
+
+
+@pytest.mark.parametrize(("name", "a", "b", "c"), [("resnet18", 0, 3, 8), ("resnet34", 0, 3, 16)])
+def test_shortcuts_a_b_c_project_nowhere_where_the_shape_changes_and_everywhere(
+    name: str, a: int, b: int, c: int
+) -> None:
+    for row, projections in ((f"{name}_a", a), (name, b), (f"{name}_c", c)):
+        with torch.device("meta"):
+            keys = ResNetClassifier(row).state_dict()
+        assert sum(key.endswith("downsample.0.weight") for key in keys) == projections
+
+
+@pytest.mark.parametrize("depth", [20, 32, 44, 56, 110])
+def test_the_cifar_nets_shortcuts_too(depth: int) -> None:
+    for ending, projections in (("", 0), ("_b", 2), ("_c", (depth - 2) // 2)):
+        with torch.device("meta"):
+            keys = ResNetClassifier(f"resnet{depth}_cifar{ending}").state_dict()
+        assert sum(key.endswith("downsample.0.weight") for key in keys) == projections
+
+
 @pytest.mark.parametrize("depth", [20, 32, 44, 56, 110, 1202])
 def test_cifar_nets_have_as_many_weighted_layers_as_their_name_says(depth: int) -> None:
     assert sum(RESNETS[f"resnet{depth}_cifar"].depths) * 2 + 2 == depth

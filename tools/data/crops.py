@@ -58,7 +58,9 @@ class RandomCrop:
 
     def __call__(self, image: np.ndarray, record: LabelledImage, seed: int) -> tuple[torch.Tensor, int]:
         pipeline = self._pipeline
-        pipeline.set_random_seed(seed)
+        # each its own: Compose.set_random_seed seeds all alike, and the flip would follow from the crop's place
+        for step, own in zip(pipeline.transforms, np.random.SeedSequence(seed).generate_state(len(pipeline.transforms))):
+            step.set_random_seed(int(own))
         out = np.ascontiguousarray(pipeline(image=image)["image"].transpose(2, 0, 1))
         return torch.from_numpy(out), record.label
 

@@ -46,8 +46,9 @@ class Views:
         # rounded as torchvision's CenterCrop
         centre = [(round(bottom / 2), round(right / 2))]
         corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)] if self.kind == "10-crop" else []
-        crops = [image[top : top + side, left : left + side] for top, left in corners + centre]
-        return crops + [crop[:, ::-1] for crop in crops] if corners else crops
+        # reflected before it is cropped, as torchvision's TenCrop: an odd margin makes the centres differ by a pixel
+        images = [image, image[:, ::-1]] if corners else [image]
+        return [one[top : top + side, left : left + side] for one in images for top, left in corners + centre]
 
 
 def _short_side(image: np.ndarray, side: int) -> np.ndarray:

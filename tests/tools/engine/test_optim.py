@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR, ReduceLROnPlateau
 
 from heads.build import DetectorRecipe, assemble, empty_backbone
 from tools.config import load_config
-from tools.engine.optim import Schedule, make_optimiser, make_schedule
+from tools.config_cls import load_config as load_cls_config
+from tools.engine.optim import Plateau, Schedule, make_optimiser, make_schedule
 from tools.settings import OptimiserConfig, ScheduleConfig
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -65,6 +66,37 @@ def test_one_step_shrinks_weights_but_not_norms() -> None:
     optimiser.step()
     for name, p in model.named_parameters():
         torch.testing.assert_close(p, before[name] * (0.95 if name.startswith("0.") else 1.0))
+
+
+def test_norms_decay_too_where_the_papers_recipe_asks_for_it() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    optimiser = make_optimiser(model, OptimiserConfig(weight_decay=0.5, decay_norms=True), lr=0.1)
+    assert {group["weight_decay"] for group in optimiser.param_groups} == {0.5}
+    assert sum(len(group["params"]) for group in optimiser.param_groups) == 4
+
+
+@pytest.mark.parametrize("patience", [1, 2, 3])
+def test_a_plateau_decays_as_torchs_does(patience: int) -> None:
+    scores = [0.9, 0.8, 0.8, 0.85, 0.7, 0.71, 0.72, 0.73, 0.74, float("nan"), 0.69, 0.7, 0.7, 0.7, 0.7]
+    optimiser = SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = ReduceLROnPlateau(optimiser, factor=0.1, patience=patience - 1, threshold=0.0, eps=0.0)
+    ours, schedule = Plateau(patience), Schedule(1.0, 100, 0, ScheduleConfig(iters=100, kind="plateau"))
+    for score in scores:
+        theirs.step(score)
+        ours.see(score)
+        assert schedule.lr(50, ours.decays) == pytest.approx(optimiser.param_groups[0]["lr"])
+    resumed = Plateau(patience)
+    resumed.load(vars(ours))
+    assert resumed == ours and ours.decays > 1
+
+
+def test_a_constant_warm_up_stays_at_its_fraction() -> None:
+    """The paper's 110 layers: 0.01 for 400 steps, then 0.1 to the half, 0.01 to three quarters, 0.001."""
+    config = load_cls_config(ROOT / "configs" / "cifar_resnet110.yaml")
+    schedule = make_schedule(config, steps_per_epoch=391)
+    rates = {0: 0.01, 399: 0.01, 400: 0.1, 31_999: 0.1, 32_000: 0.01, 47_999: 0.01, 48_000: 0.001, 63_999: 0.001}
+    assert {step: pytest.approx(schedule.lr(step)) for step in rates} == rates
+    assert schedule.total == 64_000
 
 
 def test_the_1x_schedule_decays_where_the_papers_does() -> None:
