@@ -19,7 +19,7 @@ from .blocks import STEMS, BasicBlock, Bottleneck
 from .norm import MakeNorm, conv_norm, frozen, initialise_convs, make_norm
 from .preprocess import Preprocess
 from .recompute import run_recomputing
-from .specs import RESNETS, ResNetSpec
+from .specs import ResNetSpec, find_spec
 from .suggest import unknown
 from .weights.formats import Renamed, rename_body
 
@@ -232,9 +232,7 @@ def build_backbone(
     """
     from .weights.load import load_weights, meaning_of, read_weights  # here: weights.load needs this module's classes
 
-    if isinstance(name, str) and name not in RESNETS:
-        raise ValueError(f"no ResNet is called {name!r}: {unknown(name, RESNETS)}")
-    spec = RESNETS[name] if isinstance(name, str) else name
+    spec = find_spec(name)
     refuse_to_freeze_nothing(weights is not None, norm, frozen_stages)
 
     def build(spec: ResNetSpec, norm_eps: float = 1e-5) -> ResNetBackbone:

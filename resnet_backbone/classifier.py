@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .backbone import ResNetBody
-from .specs import RESNETS, ResNetSpec
-from .suggest import unknown
+from .specs import ResNetSpec, find_spec
 
 
 class ResNetClassifier(ResNetBody):
@@ -18,9 +17,7 @@ class ResNetClassifier(ResNetBody):
     def __init__(
         self, name: str | ResNetSpec, *, num_classes: int = 1000, norm: str = "bn", frozen_stages: int = 0
     ) -> None:
-        if isinstance(name, str) and name not in RESNETS:
-            raise ValueError(f"no ResNet is called {name!r}: {unknown(name, RESNETS)}")
-        spec = RESNETS[name] if isinstance(name, str) else name
+        spec = find_spec(name)
         super().__init__(spec, norm=norm, out_levels=[spec.stages[-1].level], frozen_stages=frozen_stages)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(self.feature_specs[self.out_levels[-1]].channels, num_classes)

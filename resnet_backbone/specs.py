@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .blocks import BasicBlock, Bottleneck, PlainBasicBlock, Shortcut
+from .suggest import unknown
 
 BlockType = type[BasicBlock] | type[Bottleneck] | type[PlainBasicBlock]
 
@@ -85,6 +86,13 @@ class ResNetSpec:
             stride = 1 if index == 0 or dilation > 1 else 2
             rows.append(StageSpec(f"c{index + 2}", blocks, width, stride, dilation))
         return tuple(rows)
+
+
+def find_spec(net: str | ResNetSpec) -> ResNetSpec:
+    """A row of `RESNETS` by its name; a spec is itself. Raises ValueError with the nearest name."""
+    if isinstance(net, str) and net not in RESNETS:
+        raise ValueError(f"no ResNet is called {net!r}: {unknown(net, RESNETS)}")
+    return RESNETS[net] if isinstance(net, str) else net
 
 
 BLOCKS: dict[str, BlockType] = {block.__name__: block for block in (BasicBlock, Bottleneck, PlainBasicBlock)}

@@ -9,10 +9,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from resnet_backbone import RESNETS
 from resnet_backbone.norm import NORMS, Norm
-from resnet_backbone.specs import ResNetSpec
-from resnet_backbone.suggest import unknown
+from resnet_backbone.specs import ResNetSpec, find_spec
 from resnet_backbone.weights.sources import SOURCES, require_source
 
 from . import settings
@@ -32,13 +30,12 @@ class NetConfig(Section):
     @field_validator("net")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in RESNETS:
-            raise ValueError(f"no ResNet is called {name!r}: {unknown(name, RESNETS)}")
+        find_spec(name)
         return name
 
     @property
     def spec(self) -> ResNetSpec:
-        row = RESNETS[self.net]
+        row = find_spec(self.net)
         return row if self.stride_on is None else replace(row, stride_on=self.stride_on)
 
 
@@ -77,10 +74,10 @@ class CropConfig(Section):
     @model_validator(mode="after")
     def _sides(self) -> CropConfig:
         low, high = self.short_side_px or (self.crop_px, self.crop_px)
-        if not self.crop_px <= low + 2 * self.pad_px or low > high:
+        if low + 2 * self.pad_px < self.crop_px or low > high:
             raise ValueError(
-                f"short_side_px={self.short_side_px} with pad_px={self.pad_px} must rise from at least "
-                f"crop_px={self.crop_px}"
+                f"short_side_px={list(self.short_side_px or ())}: give from and to, at least crop_px={self.crop_px} "
+                f"less the padding of {self.pad_px} px on both sides"
             )
         if self.test_short_side_px is not None and self.test_short_side_px < self.crop_px:
             raise ValueError(f"test_short_side_px={self.test_short_side_px} is smaller than crop_px={self.crop_px}")

@@ -45,8 +45,9 @@ class ColourShift(A.ImageOnlyTransform):
 @dataclass(frozen=True)
 class RandomCrop:
     """image (H, W, 3) uint8 -> (3, crop_px, crop_px) uint8 and its label; a function of the seed given to each call.
+    Raises ValueError where the crop does not fit.
 
-    preprocess: whose mean colour pads (zero, once the mean is subtracted) and whose `resize` scales.
+    preprocess: whose mean colour pads (zero, once the mean is subtracted).
     """
 
     crop_px: int
@@ -57,9 +58,15 @@ class RandomCrop:
     preprocess: Preprocess
 
     def __call__(self, image: np.ndarray, record: LabelledImage, seed: int) -> tuple[torch.Tensor, int]:
+        if self.short_side_px is None and min(image.shape[:2]) + 2 * self.pad_px < self.crop_px:
+            raise ValueError(
+                f"{record.name} is {image.shape[1]}x{image.shape[0]}, padded by {self.pad_px} px: too small for a crop "
+                f"of {self.crop_px} px: set input.short_side_px, pad_px or crop_px"
+            )
         pipeline = self._pipeline
+        steps = pipeline.transforms
         # each its own: Compose.set_random_seed seeds all alike, and the flip would follow from the crop's place
-        for step, own in zip(pipeline.transforms, np.random.SeedSequence(seed).generate_state(len(pipeline.transforms))):
+        for step, own in zip(steps, np.random.SeedSequence(seed).generate_state(len(steps))):
             step.set_random_seed(int(own))
         out = np.ascontiguousarray(pipeline(image=image)["image"].transpose(2, 0, 1))
         return torch.from_numpy(out), record.label

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from resnet_backbone import RESNETS, ResNetClassifier
+from resnet_backbone import ResNetClassifier
 from resnet_backbone.blocks import Bottleneck
+from resnet_backbone.specs import find_spec
 
 # the paper's figures: multiply-adds of one 224x224 image (table 1, and figure 3's caption), parameters (table 6)
 PAPER_MULTIPLY_ADDS = {
@@ -37,8 +38,10 @@ class NetCounts:
 
 
 def count(name: str) -> NetCounts:
-    """A row of `RESNETS`, with the paper's stride (on a bottleneck's first 1x1). Nothing is computed: meta tensors."""
-    spec, cifar = RESNETS[name], RESNETS[name].stem == "cifar"
+    """A row of `RESNETS`, with the paper's stride (on a bottleneck's first 1x1). Nothing is computed: meta tensors.
+    Raises ValueError for an unknown name."""
+    spec = find_spec(name)
+    cifar = spec.stem == "cifar"
     if issubclass(spec.block, Bottleneck):
         spec = replace(spec, stride_on="1x1")
     side = 32 if cifar else 224
