@@ -20,7 +20,7 @@ from .settings import CommonConfig, EvalConfig, Section
 class NetConfig(Section):
     net: str = Field(description="a row of RESNETS")
     stride_on: Literal["3x3", "1x1"] | None = Field(
-        None, description="of a bottleneck; 1x1 is the paper's; none: as the net's row, or its weights, have it"
+        None, description="of a bottleneck; 1x1 is the paper's; none: as the net's row has it"
     )
     norm: Norm = Field("bn", description=f"one of {', '.join(NORMS)}")
     recompute: bool = Field(

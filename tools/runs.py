@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from rich.console import Console
+from rich.console import Console, RenderableType
 from torch import nn
 
 from tools import cli
@@ -114,3 +114,11 @@ def fit(
 def speaker(accelerator: Accelerator) -> Console:
     """Where the main process speaks, and the others are silent."""
     return cli.CONSOLE if accelerator.is_main_process else Console(quiet=True)
+
+
+def say_and_keep(table: RenderableType, path: Path, say: Console) -> None:
+    """On the screen and, by the process that speaks, in a file of the run's folder."""
+    say.print(table)
+    if not say.quiet:
+        with open(path, "w", encoding="utf-8") as file:
+            Console(file=file, width=160).print(table)

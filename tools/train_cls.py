@@ -69,7 +69,8 @@ def train(config: ClassifierRunConfig, accelerator: Accelerator, *, resume: bool
     if accelerator.is_main_process:
         write_loss_curve(config.out / "metrics.jsonl", config.out / "loss_curve.png")
         cli.CONSOLE.print(
-            f"\ndone. Look at {config.out}/: loss_curve.png, training_images.png, scores.json, metrics.jsonl\n"
+            f"\ndone. Look at {config.out}/: loss_curve.png, training_images.png, metrics.jsonl"
+            f"{'' if val is None else ', scores.json'}\n"
             f"next:  python tools/eval_cls.py {config.out} --set eval.views=10-crop\n"
             f'       build_backbone("{config.model.net}", weights="{config.out}"), or in a detector\'s configuration\n'
             f"       backbone_weights: {config.out}"
@@ -104,19 +105,13 @@ def make_classifier(config: ClassifierRunConfig, data: LabelledData, say: Consol
         report = load_weights(net, config.weights, allow_missing=config.allow_missing, origin=config.weights_source)
         loaded = set(report.loaded)
     table = weights_table(net.state_dict(), loaded, config.weights or "nowhere")
-    say.print(table)
-    if not say.quiet:
-        with open(config.out / "weights.txt", "w", encoding="utf-8") as file:
-            Console(file=file, width=160).print(table)
+    runs.say_and_keep(table, config.out / "weights.txt", say)
     return net
 
 
 def show_data(images: TrainingImages, data: LabelledData, config: ClassifierRunConfig) -> None:
     """The classes, on the screen and in data.txt, and a page of augmented training images."""
-    table = classes_summary_table(data.summary())
-    cli.CONSOLE.print(table)
-    with open(config.out / "data.txt", "w", encoding="utf-8") as file:
-        Console(file=file, width=100).print(table)
+    runs.say_and_keep(classes_summary_table(data.summary()), config.out / "data.txt", cli.CONSOLE)
     plan = BatchPlan(data, batch_size=min(24, len(images)), seed=config.train.seed, span=(0, 1), group_by_aspect=False)
     tiles, captions = [], []
     for draw in next(iter(plan)):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from rich.console import Console, Group
+from rich.console import Console
 
 from heads.build import assemble, empty_backbone, fine_tune, refuse_frozen_head_norms
 from heads.detector import RCNN
@@ -112,7 +112,8 @@ def make_detector(config: RunConfig, data: CocoData, say: Console) -> RCNN:
         report = fine_tune(detector, other.state_dict(), config.allow_missing)
         loaded, detector.preprocess = set(report.loaded), other.preprocess
         _refuse_other_order(report, other, data)
-    say_weights(detector, loaded, config, say)
+    origin = str(config.init_from or config.backbone_weights or "nowhere")
+    runs.say_and_keep(weights_table(detector.state_dict(), loaded, origin), config.out / "weights.txt", say)
     detector.preprocess = replace(
         detector.preprocess,
         resize=config.input.resize or detector.preprocess.resize,
@@ -121,15 +122,6 @@ def make_detector(config: RunConfig, data: CocoData, say: Console) -> RCNN:
         pad_to_multiple_px=config.input.pad_to_multiple_px,
     )
     return detector
-
-
-def say_weights(detector: RCNN, loaded: set[str], config: RunConfig, say: Console) -> None:
-    """What was loaded and what stays at its initial value, on the screen and in weights.txt."""
-    table = weights_table(detector.state_dict(), loaded, str(config.init_from or config.backbone_weights or "nowhere"))
-    say.print(table)
-    if not say.quiet:
-        with open(config.out / "weights.txt", "w", encoding="utf-8") as file:
-            Console(file=file, width=160).print(table)
 
 
 def _refuse_other_order(report: WeightReport, source: RCNN, data: CocoData) -> None:
@@ -145,10 +137,7 @@ def _refuse_other_order(report: WeightReport, source: RCNN, data: CocoData) -> N
 
 def show_data(data: CocoData, config: RunConfig) -> None:
     """The summary, on the screen and in data.txt, and a page of augmented training images with their ground truth."""
-    table = data_summary_table(data.summary())
-    cli.CONSOLE.print(table)
-    with open(config.out / "data.txt", "w", encoding="utf-8") as file:
-        Console(file=file, width=100).print(Group(table))
+    runs.say_and_keep(data_summary_table(data.summary()), config.out / "data.txt", cli.CONSOLE)
     images = training_images(config, data)
     plan = BatchPlan(data, batch_size=min(12, len(images)), seed=config.train.seed, span=(0, 1))
     tiles, captions = [], []
