@@ -187,7 +187,7 @@ def settings(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str
             yield from described[name]()
         else:
             default = "required" if info.is_required() else info.default
-            yield f"{prefix}{name}", f"{'none' if default is None else default}; {info.description}"
+            yield f"{prefix}{name}", f"{'none' if default in (None, '') else default}; {info.description}"
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

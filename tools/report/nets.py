@@ -46,7 +46,8 @@ def write_run_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], out: Path,
             tested = [100 * value for value in val["error"]]
             right.plot(val["step"], tested, style + "o", color=colour, linewidth=1.8, markersize=3, label=label)
     left.set_ylabel("training loss, nats")
-    right.set_ylabel("top-1 error, %  (thin: training images, dots: test images)")
+    right.set_ylabel("top-1 error, %")
+    right.set_title("thin: training images, dots: test images", fontsize="small")
     for panel in (left, right):
         panel.set_xlabel("step")
         panel.legend(fontsize="small")
