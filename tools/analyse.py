@@ -3,7 +3,8 @@
 Each writes a plot and its data. curves: training loss, and the errors of training and test images, of several runs,
 those of one net in one colour. responses: standard deviation of every layer's responses (figure 7). gradients: norm of
 the gradient that reaches every layer's weights; with --initial, before training. counts: parameters and multiply-adds
-(tables 1 and 6). RUN is a folder that train_cls.py wrote.
+(tables 1 and 6). RUN is a folder that train_cls.py wrote; responses and gradients also take other people's weights, as
+NET=FILE, on the training images of --config.
 """
 
 from __future__ import annotations
@@ -63,7 +64,31 @@ def curves(runs: Sequence[Path], out: Path) -> None:
     cli.CONSOLE.print(table)
 
 
-def layers(runs: Sequence[Path], out: Path, kind: str, *, images: int, initial: bool) -> None:
+def subjects(
+    names: Sequence[str], config: Path | None, overrides: Sequence[str]
+) -> list[tuple[str, ClassifierRunConfig]]:
+    """Runs, or weights as NET=FILE with a configuration -> (what to load, its configuration) each."""
+    found: list[tuple[str, ClassifierRunConfig]] = []
+    for name in names:
+        net, sign, file = name.partition("=")
+        if sign and net in RESNETS:
+            if config is None:
+                raise ValueError(f"{name} needs --config: a configuration that names the training images to measure on")
+            found.append((file, load_config(config, [f"model={net}", *overrides])))
+        else:
+            found.append((name, load_config(_run(name) / "config.yaml", overrides)))
+    return found
+
+
+def _run(name: str) -> Path:
+    if not (Path(name) / "config.yaml").is_file():
+        raise FileNotFoundError(f"no run in {name}: name folders that train_cls.py wrote")
+    return Path(name)
+
+
+def layers(
+    subjects: Sequence[tuple[str, ClassifierRunConfig]], out: Path, kind: str, *, images: int, initial: bool
+) -> None:
     """responses.png and .json, or gradients.png and .json (gradients_initial with `initial`); of several seeds of a net
     the mean."""
     measure: Callable[[ResNetClassifier, Tensor, Tensor], dict[str, float]] = (
@@ -72,9 +97,8 @@ def layers(runs: Sequence[Path], out: Path, kind: str, *, images: int, initial: 
         else (lambda net, pixels, labels: gradient_norms(net, list(zip(pixels.split(128), labels.split(128)))))
     )
     found: dict[str, list[dict[str, float]]] = {}
-    for run in runs:
-        config = load_config(run / "config.yaml")
-        net, pixels, labels = _net_and_images(run, config, images, initial)
+    for weights, config in subjects:
+        net, pixels, labels = _net_and_images(weights, config, images, initial)
         found.setdefault(config.model.net, []).append(measure(net, pixels, labels))
     mean = {
         net: {layer: float(np.mean([one[layer] for one in seeds])) for layer in seeds[0]}
@@ -97,15 +121,15 @@ def layers(runs: Sequence[Path], out: Path, kind: str, *, images: int, initial: 
 
 
 def _net_and_images(
-    run: Path, config: ClassifierRunConfig, images: int, initial: bool
+    weights: str, config: ClassifierRunConfig, images: int, initial: bool
 ) -> tuple[ResNetClassifier, Tensor, Tensor]:
-    """The run's net (as it began, where `initial`) and training images, augmented as in training."""
+    """The net (as it began, where `initial`) and training images, augmented as in training."""
     data = load_train(config)
     if initial:
         torch.manual_seed(config.train.seed)
         net = ResNetClassifier(config.model.spec, num_classes=len(data.class_names), norm=config.model.norm)
     else:
-        net, _ = load_classifier(str(run), config, data.class_names)
+        net, _ = load_classifier(weights, config, data.class_names)
     source = training_images(config, data, net)
     # drawn at random: a batch of one class has no typical gradient
     order = np.random.default_rng(0).permutation(len(data.records))[:images].tolist()
@@ -141,25 +165,28 @@ def _write(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
 
 
 def main() -> int:
-    parser = cli.parser(__doc__ or "")
+    parser = cli.parser(__doc__ or "", config=ClassifierRunConfig)
     parser.add_argument("what", choices=("curves", "responses", "gradients", "counts"))
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders; for counts, nets (default: all)")
+    parser.add_argument(
+        "runs", nargs="*", metavar="RUN", help="run folders, or NET=FILE; for counts, nets (default: all)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the plot and its data")
+    parser.add_argument("--config", type=Path, help="responses, gradients: the YAML that goes with NET=FILE")
     parser.add_argument("--images", type=int, default=1024, help="responses, gradients: training images (default 1024)")
     parser.add_argument("--initial", action="store_true", help="responses, gradients: the nets before training")
     args = parser.parse_args()
+    if args.what in ("counts", "curves") and (args.config or args.set):
+        raise ValueError(f"{args.what} reads what is written: --config and --set are for responses and gradients")
     if args.what == "counts":
         counts(args.runs or list(RESNETS), args.out)
         return 0
     if not args.runs:
         raise ValueError(f"{args.what} needs the folders of runs: name at least one")
-    runs = [Path(run) for run in args.runs]
-    if missing := [str(run) for run in runs if not (run / "config.yaml").is_file()]:
-        raise FileNotFoundError(f"no run in {', '.join(missing)}: name folders that train_cls.py wrote")
     if args.what == "curves":
-        curves(runs, args.out)
+        curves([_run(run) for run in args.runs], args.out)
     else:
-        layers(runs, args.out, args.what, images=args.images, initial=args.initial)
+        found = subjects(args.runs, args.config, args.set)
+        layers(found, args.out, args.what, images=args.images, initial=args.initial)
     return 0
 
 

@@ -313,6 +313,8 @@ def test_wrong_files_are_errors_of_the_other_commands_too(
         (eval_cls, [run, "--set", "data.val=null"], "nothing to score on: set data.val.images"),
         (analyse, ["curves", "--out", tmp_path], "curves needs the folders of runs"),
         (analyse, ["curves", tmp_path, "--out", tmp_path], "name folders that train_cls.py wrote"),
+        (analyse, ["responses", "resnet20_cifar=a.th", "--out", tmp_path], "resnet20_cifar=a.th needs --config"),
+        (analyse, ["curves", run, "--set", "train.seed=1", "--out", tmp_path], "--set are for responses"),
         (analyse, ["counts", "resnet19", "--out", tmp_path], "no ResNet is called 'resnet19'"),
     ]:
         said = call(module, *arguments)
@@ -346,6 +348,22 @@ def cifar(shared: Path) -> tuple[str, ...]:
         f"data.val={{images: {archive}, part: test}}",
         "data.keep_decoded=true",
     )
+
+
+def test_the_deeper_published_net_responds_less(
+    shared: Path, cifar: tuple[str, ...], tmp_path: Path, call: Call
+) -> None:
+    """The paper, figure 7: each layer of ResNet-56 changes its signal less than one of ResNet-20."""
+    files = shared / "weights" / "cifar"
+    published = f"resnet20_cifar={files / 'resnet20-12fca82f.th'}", f"resnet56_cifar={files / 'resnet56-4bfd9763.th'}"
+    settings = [word for setting in cifar for word in ("--set", setting)]
+    config = ROOT / "configs" / "cifar_paper.yaml"
+    said = call(analyse, "responses", *published, "--config", config, "--images", 128, "--out", tmp_path, *settings)
+    assert said.code == 0, said.err
+    mean = json.loads((tmp_path / "responses.json").read_text())["mean"]
+    shallow, deep = (np.array(list(mean[net].values())) for net in ("resnet20_cifar", "resnet56_cifar"))
+    assert (len(shallow), len(deep)) == (19, 55)
+    assert deep.mean() < 0.75 * shallow.mean() and np.median(deep) < 0.75 * np.median(shallow)
 
 
 @pytest.mark.slow
