@@ -31,7 +31,7 @@ demo: $(INSTALLED) ## make a small data set, train a detector on it, score it an
 	$(BIN)/python tools/train_det.py configs/demo_shapes.yaml --overwrite
 
 test: $(INSTALLED) ## the tests; some of them: make test ARGS="tests/heads -k nms"
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 # mmcv 2.1 is built from its source, with C++17, which torch 2.14 no longer accepts
 .venv-mmdet/.installed:

@@ -198,8 +198,11 @@ def test_a_run_that_ended_while_it_was_scored_is_scored_when_resumed(tiny: Tiny)
 
 
 def test_gradients_add_up_over_accumulated_batches(tiny: Tiny, tmp_path: Path) -> None:
-    """One image four times over: every part of a step then weighs the same, in every loss."""
-    small = *PLAIN, "schedule.iters=2", "optimiser.momentum=0"
+    """One image four times over: every part of a step then weighs the same, in every loss.
+
+    A small learning rate: after a step of several times the weights' size, a rounding decides which proposals are kept.
+    """
+    small = *PLAIN, "schedule.iters=2", "optimiser.momentum=0", "optimiser.lr=0.001"
     data = train_det.load_train(tiny(*small))
     record = next(r for r in data.records if len(r.boxes) >= 3)
     four = CocoData((record,) * 4, data.category_ids, data.class_names, {})
