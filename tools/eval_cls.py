@@ -53,8 +53,9 @@ def predict(
 ) -> tuple[Tensor, list[int]]:
     """Probabilities (N, K) and labels of the images of one process (share: its number, and how many there are)."""
     precision = pick_precision(config.train.precision, next(net.parameters()).device.type)
-    rule, score = config.input, scorer(net.eval(), precision=precision)
+    rule = config.input
     views = Views(config.eval.views, rule.test_short_side_px, rule.crop_px, config.eval.scales_px)
+    score = scorer(net.eval(), precision=precision, window_px=rule.crop_px if views.kind == "multi-scale" else None)
     records = data.records[share[0] :: share[1]]
     size = 1 if views.kind == "multi-scale" else config.eval.batch_size
     chunks = [records[i : i + size] for i in range(0, len(records), size)]

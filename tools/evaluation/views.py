@@ -2,8 +2,9 @@
 
 Source: the paper, section 3.4: "the standard 10-crop testing" (Krizhevsky et al., NIPS 2012: four corners, the centre,
 and their reflections), and "the fully-convolutional form [...] at multiple scales": the net is run on the whole image,
-its features are averaged, and the scores of all scales (and of the reflections, as in the VGG paper's section 3.2,
-which it cites) are averaged. Scores are softmax probabilities.
+its average pool, as large as over a training crop, slides over the features and the linear layer with it (Sermanet et
+al., OverFeat, ICLR 2014, section 3.3), and the scores of all places, scales and reflections are averaged. Scores are
+softmax probabilities.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from heads.images import resize, resized_size
 from heads.structures import ImageSize
-from resnet_backbone import Preprocess
+from resnet_backbone import Preprocess, ResNetClassifier
 
 ANY_PX = 10**9  # no cap on the long side
 
@@ -61,8 +63,8 @@ def _short_side(image: np.ndarray, side: int) -> np.ndarray:
 def probabilities(
     score: Callable[[Tensor], Tensor], images: Sequence[np.ndarray], views: Views, preprocess: Preprocess
 ) -> Tensor:
-    """images: N of (H, W, 3) uint8; score: pixels (n, 3, h, w), normalised -> logits (n, K). -> (N, K) float32, on the
-    CPU: the mean of the views' softmax probabilities."""
+    """images: N of (H, W, 3) uint8; score: pixels (n, 3, h, w), normalised -> probabilities (n, K), as `scorer` makes it.
+    -> (N, K) float32, on the CPU: the mean over the views."""
     shown = [views.of(image) for image in images]
     groups: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
     for row, image_views in enumerate(shown):
@@ -72,7 +74,7 @@ def probabilities(
     for group in groups.values():  # a batch is of one size: nothing is padded
         rows = torch.tensor([row for row, _ in group])
         pixels = torch.from_numpy(np.stack([view for _, view in group])).permute(0, 3, 1, 2)
-        found = score(preprocess.normalise(pixels)).float().softmax(1).cpu()
+        found = score(preprocess.normalise(pixels)).cpu()
         if total is None:
             total = found.new_zeros(len(images), found.shape[1])
         total.index_add_(0, rows, found)
@@ -80,13 +82,26 @@ def probabilities(
     return total / len(shown[0])
 
 
-def scorer(net: nn.Module, *, precision: str) -> Callable[[Tensor], Tensor]:
-    """The net as `probabilities` calls it: on its own device, without gradients, under autocast for bf16 and fp16."""
+def scorer(net: ResNetClassifier, *, precision: str, window_px: int | None = None) -> Callable[[Tensor], Tensor]:
+    """The net as `probabilities` calls it: on its own device, under autocast for bf16 and fp16.
+
+    window_px: side of the training crops, for the fully-convolutional form: each place that a crop's features would fill
+    gets its own probabilities, and their mean is returned. To pool the whole map instead is another net at every other
+    size than the training's: the object drowns in its surroundings, the more so the larger the image is.
+    """
     device = next(net.parameters()).device
+    level = net.out_levels[-1]
+    window = None if window_px is None else max(1, window_px // net.feature_specs[level].stride)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
 
     def score(pixels: Tensor) -> Tensor:
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            return net(pixels.to(device).contiguous(memory_format=torch.channels_last))
+            pixels = pixels.to(device).contiguous(memory_format=torch.channels_last)
+            if window is None:
+                return net(pixels).float().softmax(1)
+            features = net.levels(pixels)[level]
+        sides = [min(window, side) for side in features.shape[2:]]  # a scale may be smaller than a training crop
+        places = F.avg_pool2d(features.float(), sides, stride=1).flatten(2).transpose(1, 2)
+        return net.fc(places).softmax(2).mean(1)
 
     return score

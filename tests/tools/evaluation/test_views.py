@@ -67,10 +67,9 @@ def net() -> ResNetClassifier:
 
 
 def as_convolutions(net: ResNetClassifier, pixels: Tensor) -> Tensor:
-    """The fully-convolutional form: the linear layer as a 1x1 convolution, its map of scores averaged."""
-    scores = F.conv2d(net.levels(pixels)["c5"], net.fc.weight[:, :, None, None], net.fc.bias)
-    assert scores.shape[2] * scores.shape[3] > 1
-    return scores.mean((2, 3))
+    """The fully-convolutional form: pool and linear layer as one 7x7 convolution, the probabilities of its map averaged."""
+    kernel = net.fc.weight[:, :, None, None].expand(-1, -1, 7, 7) / 49
+    return F.conv2d(net.levels(pixels)["c5"], kernel, net.fc.bias).softmax(1).mean((2, 3))
 
 
 @pytest.mark.parametrize("kind", ["1-crop", "10-crop", "multi-scale"])
@@ -79,12 +78,19 @@ def test_probabilities_are_the_mean_of_every_views(
     kind: str, net: ResNetClassifier, photographs: list[np.ndarray]
 ) -> None:
     shown, rule = views(kind), Preprocess()
-    ours = probabilities(scorer(net, precision="fp32"), photographs[:3], shown, rule)
+    score = scorer(net, precision="fp32", window_px=224 if kind == "multi-scale" else None)
+    ours = probabilities(score, photographs[:3], shown, rule)
     for row, image in zip(ours, photographs):
         theirs = [T.functional.to_tensor(view.copy()) for view in shown.of(image)]
         theirs = [T.functional.normalize(view, rule.mean, rule.std)[None] for view in theirs]
-        wanted = torch.stack([as_convolutions(net, view).softmax(1)[0] for view in theirs]).mean(0)
+        wanted = torch.stack([as_convolutions(net, view)[0] for view in theirs]).mean(0)
         torch.testing.assert_close(row, wanted, rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_an_image_smaller_than_a_crop_is_one_place(net: ResNetClassifier) -> None:
+    pixels = torch.randn(2, 3, 160, 192)
+    torch.testing.assert_close(scorer(net, precision="fp32", window_px=224)(pixels), net(pixels).softmax(1))
 
 
 def test_bf16_is_near(net: ResNetClassifier, photographs: list[np.ndarray]) -> None:
