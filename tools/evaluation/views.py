@@ -85,9 +85,9 @@ def probabilities(
 def scorer(net: ResNetClassifier, *, precision: str, window_px: int | None = None) -> Callable[[Tensor], Tensor]:
     """The net as `probabilities` calls it: on its own device, under autocast for bf16 and fp16.
 
-    window_px: side of the training crops, for the fully-convolutional form: each place that a crop's features would fill
-    gets its own probabilities, and their mean is returned. To pool the whole map instead is another net at every other
-    size than the training's: the object drowns in its surroundings, the more so the larger the image is.
+    window_px: side of the training crops, for the fully-convolutional form: each place that a crop's features would
+    fill gets its own probabilities, and their mean is returned. To pool the whole map instead is another net at every
+    other size than the training's: the object drowns in its surroundings, the more so the larger the image is.
     """
     device = next(net.parameters()).device
     level = net.out_levels[-1]

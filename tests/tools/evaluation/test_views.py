@@ -67,7 +67,7 @@ def net() -> ResNetClassifier:
 
 
 def as_convolutions(net: ResNetClassifier, pixels: Tensor) -> Tensor:
-    """The fully-convolutional form: pool and linear layer as one 7x7 convolution, the probabilities of its map averaged."""
+    """The fully-convolutional form: pool and linear layer are one 7x7 convolution, whose probabilities are averaged."""
     kernel = net.fc.weight[:, :, None, None].expand(-1, -1, 7, 7) / 49
     return F.conv2d(net.levels(pixels)["c5"], kernel, net.fc.bias).softmax(1).mean((2, 3))
 
