@@ -63,8 +63,8 @@ def _short_side(image: np.ndarray, side: int) -> np.ndarray:
 def probabilities(
     score: Callable[[Tensor], Tensor], images: Sequence[np.ndarray], views: Views, preprocess: Preprocess
 ) -> Tensor:
-    """images: N of (H, W, 3) uint8; score: pixels (n, 3, h, w), normalised -> probabilities (n, K), as `scorer` makes it.
-    -> (N, K) float32, on the CPU: the mean over the views."""
+    """images: N of (H, W, 3) uint8; score: pixels (n, 3, h, w), normalised -> probabilities (n, K), made by
+    `scorer`. -> (N, K) float32, on the CPU: the mean over the views."""
     shown = [views.of(image) for image in images]
     groups: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
     for row, image_views in enumerate(shown):
