@@ -10,20 +10,20 @@ from typing import Literal, cast
 from torch import Tensor, nn
 
 from resnet_backbone import RESNETS, FeatureSpec, ResNetBackbone, ResNetSpec, WeightReport, load_weights
-from resnet_backbone.backbone import refuse_to_freeze_nothing
+from resnet_backbone.backbone import check_frozen_has_weights
 from resnet_backbone.blocks import Bottleneck
-from resnet_backbone.hosts.adapt import check_backbone
+from resnet_backbone.adapt import check_backbone
 from resnet_backbone.norm import NORMS
-from resnet_backbone.suggest import unknown
-from resnet_backbone.weights.formats import Renamed
-from resnet_backbone.weights.load import WeightFile, meaning_of, read_weights
+from resnet_backbone.errors import did_you_mean
+from resnet_backbone.weights.keymaps import Renamed
+from resnet_backbone.weights.load import WeightFile, source_of, read_weights
 from resnet_backbone.weights.sources import WeightSource
 
 from .anchors import AnchorGrid
 from .box_head import BoxHead, BoxHeadSpec
 from .conventions import CONVENTIONS, Conventions, certified_conventions, conventions_of
 from .detector import RCNN
-from .formats import candidates_of, layout_of
+from .keymaps import candidates_of, layout_of
 from .fpn import FeaturePyramid
 from .mask_head import MaskHead, MaskHeadSpec
 from .roi_pool import RegionPooler
@@ -57,11 +57,11 @@ class DetectorRecipe:
 
     def __post_init__(self) -> None:
         if self.backbone not in RESNETS:
-            raise ValueError(f"backbone={self.backbone!r} is no ResNet: {unknown(self.backbone, RESNETS)}")
+            raise ValueError(f"backbone={self.backbone!r} is no ResNet: {did_you_mean(self.backbone, RESNETS)}")
         if len(RESNETS[self.backbone].depths) != 4:
             raise ValueError(f"backbone={self.backbone!r} has no C5: a pyramid needs one of the ImageNet nets")
         if self.norm not in NORMS:
-            raise ValueError(f"norm={self.norm!r} is unknown: {unknown(self.norm, NORMS)}")
+            raise ValueError(f"norm={self.norm!r} is unknown: {did_you_mean(self.norm, NORMS)}")
         if not 0 <= self.frozen_stages <= 5:
             raise ValueError(
                 f"frozen_stages={self.frozen_stages}: give 0 (nothing), 1 (stem), ... 5 (the whole backbone)"
@@ -69,7 +69,7 @@ class DetectorRecipe:
         require_positive(self, "pyramid_channels")
         require_norm(self, "pyramid_norm")
         if self.neck not in NECKS:
-            raise ValueError(f"neck={self.neck!r} is unknown: {unknown(self.neck, NECKS)}")
+            raise ValueError(f"neck={self.neck!r} is unknown: {did_you_mean(self.neck, NECKS)}")
         self.spec  # noqa: B018  a stride that the blocks cannot carry is refused here
         count, wanted = len(self.rpn.anchor_sizes_px), 5 if self.neck == "fpn" else 1
         if count != wanted:
@@ -150,7 +150,7 @@ def build_detector(
     class names; a recipe given by its name also takes their stride placement, a `DetectorRecipe` means what it says.
     source: whose weights they are (a key of `weights.sources.SOURCES`) where the file does not tell.
     backbone: a module with `feature_specs` for the levels of `NECKS` that the recipe takes
-    (`build_backbone(..., weights="imagenet1k_v1")` has c2..c5, `resnet_backbone.hosts.adapt.as_backbone` makes them of
+    (`build_backbone(..., weights="imagenet1k_v1")` has c2..c5, `resnet_backbone.adapt.as_backbone` makes them of
     timm's and torchvision's nets), not ours are asked for a blank image; without it the recipe's own is built.
     Raises ValueError for unknown names, where norms or stages would be frozen that nobody has trained, for another
     number of classes, or a backbone that does not give what it publishes; otherwise as `load_weights` does.
@@ -160,25 +160,25 @@ def build_detector(
     by_name = isinstance(recipe, str)
     if isinstance(recipe, str):
         if recipe not in DETECTORS:
-            raise ValueError(f"no detector is called {recipe!r}: {unknown(recipe, DETECTORS)}")
+            raise ValueError(f"no detector is called {recipe!r}: {did_you_mean(recipe, DETECTORS)}")
         recipe = DETECTORS[recipe]
     if backbone is None:
-        refuse_to_freeze_nothing(weights is not None, recipe.norm, recipe.frozen_stages)
+        check_frozen_has_weights(weights is not None, recipe.norm, recipe.frozen_stages)
     if weights is None:
-        refuse_frozen_head_norms(recipe)
+        check_frozen_head_norms(recipe)
         return assemble(recipe, num_classes, empty_backbone(recipe) if backbone is None else backbone)
     file = read_weights(weights)
-    meaning = meaning_of(file, Renamed({}, candidates_of(file.state)), source)
+    meaning = source_of(file, Renamed({}, candidates_of(file.state)), source)
     if meaning is not None:
         recipe = adopted(recipe, meaning, file, with_stride=by_name)
         if file.meta is None:
             _require_classes(file, num_classes)
     detector = assemble(recipe, num_classes, empty_backbone(recipe) if backbone is None else backbone)
-    load_weights(detector, file, origin=source)
+    load_weights(detector, file, source=source)
     return detector
 
 
-def refuse_frozen_head_norms(recipe: DetectorRecipe) -> None:
+def check_frozen_head_norms(recipe: DetectorRecipe) -> None:
     """Raises ValueError where a norm behind the backbone would keep statistics that nobody has taken: only a whole
     detector's weights bring them."""
     norms = {"pyramid_norm": recipe.pyramid_norm, "box.norm": recipe.box.norm}

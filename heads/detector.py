@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from resnet_backbone import Preprocess, ResNetBackbone
-from resnet_backbone.weights.formats import Renamed
+from resnet_backbone.weights.keymaps import Renamed
 from resnet_backbone.weights.load import WeightFile
 from resnet_backbone.weights.sources import WeightSource
 
@@ -20,7 +20,7 @@ from .box_head import BoxHead
 from .boxes import larger_than
 from .class_lists import class_names_in
 from .conventions import certified_conventions, conventions_of
-from .formats import from_layout, layout_of
+from .keymaps import from_layout, layout_of
 from .mask_head import MaskHead
 from .roi_pool import RegionPooler
 from .rpn import RPN
@@ -94,8 +94,8 @@ class RCNN(nn.Module):
             detections = head.detect(regions_of(levels, [d.boxes for d in detections]), detections)
         return detections
 
-    def our_names(self, state: Mapping[str, Tensor]) -> Renamed:
-        """A whole detector's tensors in whatever layout (`formats.LAYOUTS`), under the names here."""
+    def to_native_keys(self, state: Mapping[str, Tensor]) -> Renamed:
+        """A whole detector's tensors in whatever layout (`keymaps.LAYOUTS`), under the names here."""
         layout = layout_of(state)
         if layout is not None:
             return from_layout(self.state_dict(), state, layout)
@@ -103,10 +103,10 @@ class RCNN(nn.Module):
         kept = {key.removeprefix(mark): value for key, value in state.items() if key.startswith(mark)}
         return Renamed({key: value for key, value in state.items() if not key.startswith(mark)}, extra=kept)
 
-    def require_meaning(self, meaning: WeightSource, file: WeightFile) -> None:
+    def check_source(self, meaning: WeightSource, file: WeightFile) -> None:
         """Raises ValueError where this detector computes otherwise than the one that the weights were trained in."""
         if isinstance(self.backbone, ResNetBackbone):
-            self.backbone.require_meaning(meaning, file)
+            self.backbone.check_source(meaning, file)
         wanted, mine = certified_conventions(file) or conventions_of(meaning), self.box_head.conventions
         differing = [name for name, value in vars(wanted).items() if getattr(mine, name) != value]
         if differing:
@@ -116,7 +116,7 @@ class RCNN(nn.Module):
                 f"({getattr(wanted, name)} against {getattr(mine, name)}): build_detector(..., weights=...) adopts them"
             )
 
-    def adopt_meaning(self, meaning: WeightSource | None, file: WeightFile, renamed: Renamed) -> None:
+    def apply_source(self, meaning: WeightSource | None, file: WeightFile, renamed: Renamed) -> None:
         """Take over the weights' preprocessing and class names, and keep the background's rows for a way back."""
         self.background = dict(renamed.extra)
         if meaning is not None:

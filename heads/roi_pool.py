@@ -15,7 +15,7 @@ from resnet_backbone import FeatureSpec
 
 from . import boxes as B
 from .conventions import Conventions
-from .roi_align import roi_align
+from .kernels.roi_align import roi_align
 
 
 class RegionPooler(nn.Module):

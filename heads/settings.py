@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from resnet_backbone.norm import NORMS
-from resnet_backbone.suggest import unknown
+from resnet_backbone.errors import did_you_mean
 
 HEAD_NORMS = ("none", *NORMS)
 
@@ -32,4 +32,4 @@ def require_norm(spec: object, *names: str) -> None:
     for name in names:
         value = getattr(spec, name)
         if value not in HEAD_NORMS:
-            raise ValueError(f"{name}={value!r} is unknown: {unknown(value, HEAD_NORMS)}")
+            raise ValueError(f"{name}={value!r} is unknown: {did_you_mean(value, HEAD_NORMS)}")

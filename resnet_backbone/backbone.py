@@ -20,8 +20,8 @@ from .norm import MakeNorm, conv_norm, frozen, initialise_convs, make_norm
 from .preprocess import Preprocess
 from .recompute import run_recomputing
 from .specs import ResNetSpec, find_spec
-from .suggest import unknown
-from .weights.formats import Renamed, rename_body
+from .errors import did_you_mean
+from .weights.keymaps import Renamed, rename_body
 
 if TYPE_CHECKING:
     from .weights.load import WeightFile
@@ -80,7 +80,7 @@ class ResNetBody(nn.Module):
         asked = (out_levels,) if isinstance(out_levels, str) else tuple(out_levels)
         for level in asked:
             if level not in has:
-                raise ValueError(f"out_levels names {level!r}, this net has {list(has)}: {unknown(level, has)}")
+                raise ValueError(f"out_levels names {level!r}, this net has {list(has)}: {did_you_mean(level, has)}")
         if not asked:
             raise ValueError(f"out_levels is empty: name at least one of {list(has)}")
         self.spec, self.norm, self.norm_eps, self.frozen_stages = spec, norm, norm_eps, 0
@@ -147,8 +147,8 @@ class ResNetBody(nn.Module):
             x = found[level] = run_recomputing(stage, x) if self.recompute and self.training else stage(x)
         return found
 
-    def our_names(self, state: Mapping[str, Tensor]) -> Renamed:
-        """A net's tensors in whatever layout, under the names here (`weights.formats`); of a detector, its backbone."""
+    def to_native_keys(self, state: Mapping[str, Tensor]) -> Renamed:
+        """A net's tensors in whatever layout, under the names here (`weights.keymaps`); of a detector, its backbone."""
         deepest = ALL_LEVELS[len(self.spec.depths) + 1]
         with torch.device("meta"):
             whole = ResNetBody(self.spec, norm="gn" if self.norm == "gn" else "bn", out_levels=[deepest])
@@ -157,7 +157,7 @@ class ResNetBody(nn.Module):
         # the CIFAR nets have one layout, and no second meaning
         return replace(renamed, candidates=()) if self.spec.stem == "cifar" else renamed
 
-    def require_meaning(self, meaning: WeightSource, file: WeightFile) -> None:
+    def check_source(self, meaning: WeightSource, file: WeightFile) -> None:
         """Raises ValueError where this net is built with another stride placement or epsilon."""
         spec = self.spec
         if issubclass(spec.block, Bottleneck) and meaning.stride_on != spec.stride_on:
@@ -172,7 +172,7 @@ class ResNetBody(nn.Module):
                 f"{self.norm_eps:g}: build it with norm_eps={meaning.norm_eps:g} (build_backbone and build_detector do)"
             )
 
-    def adopt_meaning(self, meaning: WeightSource | None, file: WeightFile, renamed: Renamed) -> None:
+    def apply_source(self, meaning: WeightSource | None, file: WeightFile, renamed: Renamed) -> None:
         """How images are resized is a detector's affair; their colours are the weights'."""
         if meaning is not None:
             self.preprocess = self.preprocess.with_colours_of(meaning.preprocess)
@@ -224,16 +224,16 @@ def build_backbone(
     """A backbone by name (a row of `RESNETS`) or by spec, with weights loaded strictly.
 
     weights: a published name ("imagenet1k_v1", "imagenet1k_v2"), a file (.pth, .safetensors, or a .pkl of arrays) in
-    any layout of `weights.formats`, or a state dict. source: whose they are (a key of `weights.sources.SOURCES`),
+    any layout of `weights.keymaps`, or a state dict. source: whose they are (a key of `weights.sources.SOURCES`),
     where the file does not tell. A net given by its name takes stride placement and epsilon from the weights, a spec
     means what it says; `preprocess` becomes that of the weights.
     Raises ValueError where norms or stages would be frozen at random values (no weights), for unknown names, and as
     `load_weights` does; FileNotFoundError or ConnectionError where the weights cannot be had.
     """
-    from .weights.load import load_weights, meaning_of, read_weights  # here: weights.load needs this module's classes
+    from .weights.load import load_weights, source_of, read_weights  # here: weights.load needs this module's classes
 
     spec = find_spec(name)
-    refuse_to_freeze_nothing(weights is not None, norm, frozen_stages)
+    check_frozen_has_weights(weights is not None, norm, frozen_stages)
 
     def build(spec: ResNetSpec, norm_eps: float = 1e-5) -> ResNetBackbone:
         return ResNetBackbone(spec, norm=norm, norm_eps=norm_eps, out_levels=out_levels, frozen_stages=frozen_stages)
@@ -242,15 +242,15 @@ def build_backbone(
         return build(spec)
     file = read_weights(weights, net=name if isinstance(name, str) else None)
     backbone = build(spec)
-    meaning = meaning_of(file, backbone.our_names(file.state), source)
+    meaning = source_of(file, backbone.to_native_keys(file.state), source)
     if meaning is not None and isinstance(name, str):
         stride_on = meaning.stride_on if issubclass(spec.block, Bottleneck) else spec.stride_on
         backbone = build(replace(spec, stride_on=stride_on), meaning.norm_eps)
-    load_weights(backbone, file, origin=source)
+    load_weights(backbone, file, source=source)
     return backbone
 
 
-def refuse_to_freeze_nothing(has_weights: bool, norm: str, frozen_stages: int) -> None:
+def check_frozen_has_weights(has_weights: bool, norm: str, frozen_stages: int) -> None:
     """Raises ValueError where something would be frozen that nobody has trained."""
     fixed = norm in ("frozen_bn", "bn_eval")
     if has_weights or not (fixed or frozen_stages):

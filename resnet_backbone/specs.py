@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .blocks import BasicBlock, Bottleneck, PlainBasicBlock, Shortcut
-from .suggest import unknown
+from .errors import did_you_mean
 
 BlockType = type[BasicBlock] | type[Bottleneck] | type[PlainBasicBlock]
 
@@ -91,7 +91,7 @@ class ResNetSpec:
 def find_spec(net: str | ResNetSpec) -> ResNetSpec:
     """A row of `RESNETS` by its name; a spec is itself. Raises ValueError with the nearest name."""
     if isinstance(net, str) and net not in RESNETS:
-        raise ValueError(f"no ResNet is called {net!r}: {unknown(net, RESNETS)}")
+        raise ValueError(f"no ResNet is called {net!r}: {did_you_mean(net, RESNETS)}")
     return RESNETS[net] if isinstance(net, str) else net
 
 

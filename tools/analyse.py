@@ -25,11 +25,11 @@ from torch import Tensor
 
 from resnet_backbone import RESNETS, ResNetClassifier
 from tools import cli
-from tools.config_cls import ClassifierRunConfig, load_config
+from tools.config.classification import ClassifierRunConfig, load_config
 from tools.data.loader import Draw
 from tools.engine.train import pick_device
 from tools.eval_cls import load_classifier
-from tools.evaluation.anatomy import gradient_norms, response_std
+from tools.evaluation.layer_statistics import gradient_norms, response_std
 from tools.evaluation.counts import count
 from tools.report.nets import read_run, write_counts_plot, write_layer_plot, write_run_curves
 from tools.train_cls import load_train, training_images

@@ -21,14 +21,14 @@ from torch import Tensor
 from heads.build import DETECTORS, adopted, assemble, empty_backbone
 from heads.detector import RCNN
 from heads.files import load_detector, save_atomically, save_detector
-from heads.formats import LAYOUTS as DETECTOR_LAYOUTS
-from heads.formats import candidates_of, layout_of, to_layout
+from heads.keymaps import LAYOUTS as DETECTOR_LAYOUTS
+from heads.keymaps import candidates_of, layout_of, to_layout
 from resnet_backbone import RESNETS, ResNetBackbone, ResNetClassifier, load_weights
 from resnet_backbone.specs import spec_from_dict
-from resnet_backbone.suggest import unknown
+from resnet_backbone.errors import did_you_mean
 from resnet_backbone.weights.certificate import body_certificate
-from resnet_backbone.weights.formats import Renamed, body_in_layout, rename_body
-from resnet_backbone.weights.load import WeightFile, meaning_of, read_weights
+from resnet_backbone.weights.keymaps import Renamed, body_in_layout, rename_body
+from resnet_backbone.weights.load import WeightFile, source_of, read_weights
 from resnet_backbone.weights.sources import SOURCES, WeightSource
 from tools import cli
 
@@ -49,12 +49,12 @@ def _detector(file: WeightFile, out: Path, to: str, name: str | None, source: st
     else:
         if name not in DETECTORS:
             what = "give --recipe" if name is None else f"no recipe is called {name!r}"
-            raise ValueError(f"{file} is a whole detector: {what}: {unknown(name, DETECTORS)}")
-        meaning = meaning_of(file, Renamed({}, candidates_of(file.state)), source)
+            raise ValueError(f"{file} is a whole detector: {what}: {did_you_mean(name, DETECTORS)}")
+        meaning = source_of(file, Renamed({}, candidates_of(file.state)), source)
         assert meaning is not None
         recipe = adopted(DETECTORS[name], meaning, file, with_stride=True)
         detector = assemble(recipe, _classes_of(file), empty_backbone(recipe))
-        load_weights(detector, file, origin=source)
+        load_weights(detector, file, source=source)
         said = _source_name(meaning)
     if to == "ours":
         save_detector(detector, recipe, out, source=said)
@@ -75,10 +75,10 @@ def _net(file: WeightFile, out: Path, to: str, source: str | None) -> str:
     if to not in ("ours", *NETS):
         raise ValueError(f"--to {to} has no names for a net without heads: give ours or {', '.join(NETS)}")
     net = certified_net(file.meta, file.state) if file.meta else recognise(file.state)
-    meaning = meaning_of(file, net.our_names(file.state), source)
+    meaning = source_of(file, net.to_native_keys(file.state), source)
     if meaning is not None and meaning.stride_on != net.spec.stride_on and net.spec.block.expansion > 1:
         net = recognise(file.state, stride_on=meaning.stride_on)
-    report = load_weights(net, file, origin=source)
+    report = load_weights(net, file, source=source)
     said = file.meta["source"] if file.meta else "unknown" if meaning is None else _source_name(meaning)
     if to == "ours":
         kept = {name: file.meta[name] for name in ("kind", "class_names") if name in file.meta} if file.meta else {}

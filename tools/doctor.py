@@ -26,14 +26,14 @@ from rich.table import Table
 from heads import predictor
 from heads.conventions import Conventions
 from heads.files import load_detector
-from heads.formats import candidates_of, layout_of
+from heads.keymaps import candidates_of, layout_of
 from heads.images import UnreadableImage
 from heads.structures import Detections, ImageSize
 from resnet_backbone.weights.certificate import TOLERANCE, CertificateMismatch
 from resnet_backbone.weights.load import WeightFile, read_weights
-from resnet_backbone.weights.sources import SOURCES, AmbiguousWeights, decide
+from resnet_backbone.weights.sources import SOURCES, AmbiguousWeights, resolve_source
 from tools import cli
-from tools.config import RunConfig, load_config
+from tools.config.detection import RunConfig, load_config
 from tools.convert_weights import recognise
 from tools.data import loader
 from tools.data.augment import Augment
@@ -161,11 +161,11 @@ def facts(file: WeightFile) -> dict[str, str]:
     meta = file.meta
     if meta is None:
         detector = layout_of(file.state)
-        candidates = candidates_of(file.state) if detector else recognise(file.state).our_names(file.state).candidates
+        candidates = candidates_of(file.state) if detector else recognise(file.state).to_native_keys(file.state).candidates
         said["kind"] = f"a detector under {detector}'s names" if detector else "a net without heads"
         said["certificate"] = "none: it is not a file of ours (tools/convert_weights.py makes one of it)"
         try:
-            source = decide(candidates, asked=None, content=file.content, path=file.path) if candidates else "unknown"
+            source = resolve_source(candidates, asked=None, content=file.content, path=file.path) if candidates else "unknown"
             said["source"] = f"{source}: {SOURCES[source]}" if source in SOURCES else source
         except AmbiguousWeights:
             choices = (f"{name} ({SOURCES[name]})" for name in candidates)

@@ -23,11 +23,11 @@ from resnet_backbone import ResNetClassifier, load_weights
 from resnet_backbone.specs import spec_from_dict
 from resnet_backbone.weights.load import read_weights
 from tools import cli
-from tools.config_cls import ClassifierRunConfig, LabelledSplitConfig, load_config
+from tools.config.classification import ClassifierRunConfig, LabelledSplitConfig, load_config
 from tools.data.labelled import LabelledData, LabelledImage, load_labelled
 from tools.engine.train import pick_device, pick_precision
 from tools.evaluation.topk import ClassScores, classes_table, score_labels
-from tools.evaluation.views import Views, probabilities, scorer
+from tools.evaluation.multi_crop import Views, probabilities, scorer
 
 
 def load_split(split: LabelledSplitConfig) -> LabelledData:
@@ -86,7 +86,7 @@ def load_classifier(
     file = read_weights(weights, net=config.model.net)
     if file.meta is None:
         net = ResNetClassifier(config.model.spec, num_classes=len(class_names))
-        load_weights(net, file, origin=config.weights_source)
+        load_weights(net, file, source=config.weights_source)
         return net, class_names
     if file.meta["kind"] != "classifier":
         raise ValueError(f"{file} holds a {file.meta['kind']}, no classifier: train_cls.py writes those")

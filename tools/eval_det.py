@@ -20,7 +20,7 @@ from heads.files import load_detector
 from heads.images import UnreadableImage
 from heads.predictor import Predictor
 from tools import cli
-from tools.config import RunConfig, SplitConfig, load_config
+from tools.config.detection import RunConfig, SplitConfig, load_config
 from tools.data.coco import CocoData, ImageRecord, load_coco, restrict
 from tools.data.loader import read_checked
 from tools.engine.train import pick_device, pick_precision

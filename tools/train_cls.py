@@ -19,8 +19,9 @@ from accelerate.utils import broadcast_object_list, gather_object
 from rich.console import Console
 
 from resnet_backbone import ResNetClassifier, load_weights
-from tools import cli, runs
-from tools.config_cls import ClassifierRunConfig
+from tools import cli
+from tools.jobs import runs
+from tools.config.classification import ClassifierRunConfig
 from tools.data.crops import RandomCrop
 from tools.data.labelled import LabelledData
 from tools.data.loader import BatchPlan, TrainingImages
@@ -102,7 +103,7 @@ def make_classifier(config: ClassifierRunConfig, data: LabelledData, say: Consol
     net.recompute = config.model.recompute
     loaded: set[str] = set()
     if config.weights is not None:
-        report = load_weights(net, config.weights, allow_missing=config.allow_missing, origin=config.weights_source)
+        report = load_weights(net, config.weights, allow_missing=config.allow_missing, source=config.weights_source)
         loaded = set(report.loaded)
     table = weights_table(net.state_dict(), loaded, config.weights or "nowhere")
     runs.say_and_keep(table, config.out / "weights.txt", say)

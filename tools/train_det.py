@@ -20,16 +20,17 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from rich.console import Console
 
-from heads.build import assemble, empty_backbone, fine_tune, refuse_frozen_head_norms
+from heads.build import assemble, empty_backbone, fine_tune, check_frozen_head_norms
 from heads.detector import RCNN
 from heads.files import load_detector
 from heads.masks import BitMasks, PolygonMasks
 from heads.predictor import Predictor
 from heads.structures import Targets
 from resnet_backbone import WeightReport, load_weights
-from resnet_backbone.backbone import refuse_to_freeze_nothing
-from tools import cli, runs
-from tools.config import RunConfig
+from resnet_backbone.backbone import check_frozen_has_weights
+from tools import cli
+from tools.jobs import runs
+from tools.config.detection import RunConfig
 from tools.data.augment import Augment
 from tools.data.coco import CocoData
 from tools.data.loader import BatchPlan, TrainingImages, read_checked
@@ -98,12 +99,12 @@ def make_detector(config: RunConfig, data: CocoData, say: Console) -> RCNN:
     """From scratch, around pretrained weights, or from another run; what stays at its initial value is said."""
     backbone, loaded = empty_backbone(config.model), set[str]()
     if config.init_from is None:
-        refuse_to_freeze_nothing(config.backbone_weights is not None, config.model.norm, config.model.frozen_stages)
-        refuse_frozen_head_norms(config.model)
+        check_frozen_has_weights(config.backbone_weights is not None, config.model.norm, config.model.frozen_stages)
+        check_frozen_head_norms(config.model)
         if config.backbone_weights is not None:
             patterns = [pattern.removeprefix("backbone.") for pattern in config.allow_missing]
             source = config.backbone_source
-            report = load_weights(backbone, config.backbone_weights, allow_missing=patterns, origin=source)
+            report = load_weights(backbone, config.backbone_weights, allow_missing=patterns, source=source)
             loaded = {f"backbone.{key}" for key in report.loaded}
     detector = assemble(config.model, len(data.class_names), backbone)
     detector.class_names = data.class_names

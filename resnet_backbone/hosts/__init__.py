@@ -11,7 +11,7 @@ import importlib.util
 import re
 from dataclasses import dataclass
 
-from ..suggest import unknown
+from ..errors import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def register(host: str) -> None:
 def require(host: str) -> None:
     """Raises ValueError for an unknown host; ImportError with the version found, the one wanted, and the command."""
     if host not in HOSTS:
-        raise ValueError(f"no host is called {host!r}: {unknown(host, HOSTS)}")
+        raise ValueError(f"no host is called {host!r}: {did_you_mean(host, HOSTS)}")
     wanted = HOSTS[host]
     if importlib.util.find_spec(wanted.package) is None:
         raise ImportError(

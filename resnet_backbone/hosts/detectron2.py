@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..backbone import ResNetBody
 from ..specs import RESNETS, ResNetSpec
-from ..weights.formats import body_key_in_detectron2
+from ..weights.keymaps import body_key_in_detectron2
 
 NORMS = {"FrozenBN": "frozen_bn", "BN": "bn", "SyncBN": "sync_bn", "nnSyncBN": "sync_bn", "GN": "gn"}
 LEVELS = {"stem": "stem", "res2": "c2", "res3": "c3", "res4": "c4", "res5": "c5"}

@@ -83,7 +83,7 @@ class MMResNet(ResNetBody):
         prefix = self.init_cfg.get("prefix", "")
         prefix = prefix if not prefix or prefix.endswith(".") else f"{prefix}."
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        load_weights(self, self.our_names(state).state)
+        load_weights(self, self.to_native_keys(state).state)
 
 
 def _norm(cfg: Mapping[str, Any], norm_eval: bool) -> str:

@@ -11,7 +11,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from ..backbone import ResNetBody
 from ..norm import initialise_convs
 from ..specs import RESNETS
-from ..suggest import unknown
+from ..errors import did_you_mean
 from ..weights.load import unused_by_design
 
 # the nets with C2..C5, which is what every host's models are built on
@@ -21,7 +21,7 @@ IMAGENET_NETS = tuple(name for name, spec in RESNETS.items() if len(spec.depths)
 def imagenet_net(name: str) -> str:
     """Raises ValueError for a net without C2..C5."""
     if name not in IMAGENET_NETS:
-        raise ValueError(f"{name!r} is no net with C2..C5: {unknown(name, IMAGENET_NETS)}")
+        raise ValueError(f"{name!r} is no net with C2..C5: {did_you_mean(name, IMAGENET_NETS)}")
     return name
 
 

@@ -1,7 +1,7 @@
 """segmentation-models-pytorch: `smp.Unet("resnet_backbone-resnet50")`, and FPN, DeepLabV3Plus, ...
 
 Key names are those of its own resnets, whose pretrained files (`encoder_weights="imagenet"`) therefore load. Others:
-`encoder_weights=None`, then `load_weights(model.encoder, file, origin=...)`. Its constructor hands an encoder no
+`encoder_weights=None`, then `load_weights(model.encoder, file, source=...)`. Its constructor hands an encoder no
 settings: `model.encoder.freeze(2)` freezes the stem and C2 afterwards.
 """
 

@@ -156,7 +156,7 @@ def _checked(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]
     """timm loads pretrained weights leniently where classes or channels differ: nothing else may. Raises
     `WeightMismatch`."""
     assert isinstance(model, (TimmClassifier, TimmFeatures))
-    renamed = dict(model.our_names(state).state)
+    renamed = dict(model.to_native_keys(state).state)
     adapted = ["fc.*"] if isinstance(model, TimmClassifier) else []
     if model.in_chans != 3:
         adapted += ["conv1.weight", "conv1.0.weight"]

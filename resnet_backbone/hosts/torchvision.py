@@ -86,7 +86,7 @@ def _classifier(name: str, *, weights: Weights = None, source: str | None = None
     """settings: as `ResNetClassifier` has them."""
     net = ResNetClassifier(name, **settings)
     if weights is not None:
-        load_weights(net, weights, origin=source)
+        load_weights(net, weights, source=source)
     return net
 
 

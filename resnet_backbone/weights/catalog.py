@@ -12,7 +12,7 @@ from urllib.error import URLError
 
 import torch
 
-from ..suggest import unknown
+from ..errors import did_you_mean
 
 _ADDRESS = "https://download.pytorch.org/models/"
 PUBLISHED: dict[str, dict[str, str]] = {
@@ -67,7 +67,7 @@ def published_file(name: str, net: str, *, cache: Path | None = None) -> Path:
     Raises ValueError for unknown names or a file with the wrong hash, ConnectionError where it cannot be downloaded.
     """
     if name not in PUBLISHED:
-        raise ValueError(f"{name!r} is neither a file nor published weights: {unknown(name, PUBLISHED)}")
+        raise ValueError(f"{name!r} is neither a file nor published weights: {did_you_mean(name, PUBLISHED)}")
     if net not in PUBLISHED[name]:
         raise ValueError(f"{name} is not published for {net}, only for {', '.join(PUBLISHED[name])}")
     file_name = PUBLISHED[name][net]

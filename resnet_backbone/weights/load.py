@@ -28,23 +28,23 @@ from .certificate import (
     check_hashes,
     preprocess_from,
 )
-from .formats import Renamed, unwrap
+from .keymaps import Renamed, unwrap
 from .pickled import read_arrays
-from .sources import SOURCES, WeightSource, decide, require_source
+from .sources import SOURCES, WeightSource, resolve_source, check_source_name
 
 Source = str | PathLike[str] | Mapping[str, Tensor]
 
 
 @runtime_checkable
-class TakesWeights(Protocol):
+class LoadsWeights(Protocol):
     """A model that knows other projects' names for its tensors, and what its weights must have been trained with."""
 
-    def our_names(self, state: Mapping[str, Tensor]) -> Renamed: ...
+    def to_native_keys(self, state: Mapping[str, Tensor]) -> Renamed: ...
 
-    def require_meaning(self, meaning: WeightSource, file: WeightFile) -> None:
+    def check_source(self, meaning: WeightSource, file: WeightFile) -> None:
         """Raises ValueError where the model was built otherwise."""
 
-    def adopt_meaning(self, meaning: WeightSource | None, file: WeightFile, renamed: Renamed) -> None:
+    def apply_source(self, meaning: WeightSource | None, file: WeightFile, renamed: Renamed) -> None:
         """Take over what travels with the weights: their preprocessing, and what else the model keeps."""
 
 
@@ -207,7 +207,7 @@ def load_weights(
     Args:
         model: a `ResNetBackbone`, a `ResNetClassifier`, an `RCNN`, or any module whose keys the file's are.
         source: a file (.pth, .safetensors, or a .pkl of arrays), a published name ("imagenet1k_v1"), or a state dict,
-            under the names of any layout that `formats.py` knows.
+            under the names of any layout that `keymaps.py` knows.
         strict: raise unless every tensor of the model is loaded and every tensor of the file has a place or is
             unused by design. False loads what fits and leaves it to the caller to read the report.
         allow_missing: patterns ("box_head.*") of keys that may be absent or of another shape; they keep their
@@ -220,21 +220,21 @@ def load_weights(
     were trained with. The model is untouched then.
     """
     file = read_weights(source, net=_net_name(model))
-    renamed = model.our_names(file.state) if isinstance(model, TakesWeights) else Renamed(dict(file.state))
-    meaning = meaning_of(file, renamed, origin)
-    if meaning is not None and isinstance(model, TakesWeights):
-        model.require_meaning(meaning, file)
+    renamed = model.to_native_keys(file.state) if isinstance(model, LoadsWeights) else Renamed(dict(file.state))
+    meaning = source_of(file, renamed, origin)
+    if meaning is not None and isinstance(model, LoadsWeights):
+        model.check_source(meaning, file)
     report, fitting = _compare(model, renamed.state, allow_missing)
     report = replace(report, unused_by_design=(*report.unused_by_design, *renamed.unused))
     if strict and not report.complete:
         raise WeightMismatch(f"{file} do not fit {type(model).__name__}.\n{report}\n{_mend(report)}", report)
     model.load_state_dict(fitting, strict=False)
-    if isinstance(model, TakesWeights):
-        model.adopt_meaning(meaning, file, renamed)
+    if isinstance(model, LoadsWeights):
+        model.apply_source(meaning, file, renamed)
     return report
 
 
-def meaning_of(file: WeightFile, renamed: Renamed, origin: str | None) -> WeightSource | None:
+def source_of(file: WeightFile, renamed: Renamed, origin: str | None) -> WeightSource | None:
     """What the weights were trained with: what a certificate says, once it is checked, or the row of `SOURCES` that
     is decided on (`sources.decide`). None for a state dict under our own names: its owner knows.
 
@@ -242,7 +242,7 @@ def meaning_of(file: WeightFile, renamed: Renamed, origin: str | None) -> Weight
     """
     if file.meta is not None:
         if origin is not None:
-            require_source(origin)
+            check_source_name(origin)
             asked, said = SOURCES[origin], file.certified
             if (asked.stride_on, asked.preprocess.channel_order) != (said.stride_on, said.preprocess.channel_order):
                 raise ValueError(f"{file} is certified as {said}, but source={origin!r} means {asked}: leave it out")
@@ -250,9 +250,9 @@ def meaning_of(file: WeightFile, renamed: Renamed, origin: str | None) -> Weight
     own_names = set(renamed.state) == set(file.state)
     if not renamed.candidates or (own_names and file.path is None and origin is None):
         if origin is not None:
-            require_source(origin)
+            check_source_name(origin)
         return None if origin is None else SOURCES[origin]
-    return SOURCES[decide(renamed.candidates, asked=origin, content=file.content, path=file.path)]
+    return SOURCES[resolve_source(renamed.candidates, asked=origin, content=file.content, path=file.path)]
 
 
 def _compare(

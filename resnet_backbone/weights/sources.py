@@ -15,7 +15,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..preprocess import Preprocess
-from ..suggest import unknown
+from ..errors import did_you_mean
 from .catalog import HASHES, file_sha256
 
 
@@ -63,13 +63,13 @@ class AmbiguousWeights(ValueError):
     """The file's names fit several sources that differ in what the names do not tell."""
 
 
-def require_source(name: str) -> None:
+def check_source_name(name: str) -> None:
     """Raises ValueError for a source that is not in `SOURCES`."""
     if name not in SOURCES:
-        raise ValueError(f"source={name!r} is unknown: {unknown(name, SOURCES)}")
+        raise ValueError(f"source={name!r} is unknown: {did_you_mean(name, SOURCES)}")
 
 
-def decide(
+def resolve_source(
     candidates: Sequence[str],
     *,
     asked: str | None,
@@ -84,13 +84,13 @@ def decide(
     """
     where = "these weights" if path is None else str(path)
     if asked is not None:
-        require_source(asked)
+        check_source_name(asked)
         if asked not in candidates:
             raise ValueError(f"{where}: source={asked!r} has other names: these are of {' or '.join(candidates)}")
         return asked
     if len(candidates) == 1:
         return candidates[0]
-    told: list[str | None] = [told_by(content)]
+    told: list[str | None] = [source_from_metadata(content)]
     if path is not None:
         told.append(known.get(file_sha256(path)[:8]))
     for source in told:
@@ -103,7 +103,7 @@ def decide(
     )
 
 
-def told_by(content: object) -> str | None:
+def source_from_metadata(content: object) -> str | None:
     """The source that a file's own metadata names: detectron2's author or pixel means, mmdetection's configuration."""
     if not isinstance(content, Mapping):
         return None

@@ -12,7 +12,7 @@ from torch import Tensor
 from heads.box_head import BoxHeadSpec
 from heads.build import DETECTORS, NECKS, DetectorRecipe, assemble
 from heads.detector import RCNN
-from heads.formats import names_in
+from heads.keymaps import names_in
 from heads.mask_head import MaskHeadSpec
 from heads.predictor import to_image
 from heads.rpn import RPNSpec
@@ -51,7 +51,7 @@ def build(recipe: DetectorRecipe, state: Mapping[str, Tensor], source: str) -> R
         frozen_stages=recipe.frozen_stages,
     )
     detector = assemble(recipe, 80, backbone)
-    report = load_weights(detector, state, origin=source)
+    report = load_weights(detector, state, source=source)
     assert report.complete and not report.kept_initial
     return detector
 

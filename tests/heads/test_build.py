@@ -14,7 +14,7 @@ from heads import DETECTORS, DetectorRecipe, ImageBatch, build_detector
 from heads.box_head import BoxHeadSpec
 from heads.build import fine_tune
 from heads.conventions import CONVENTIONS
-from heads.formats import to_layout
+from heads.keymaps import to_layout
 from heads.mask_head import MaskHeadSpec
 from heads.rpn import RPNSpec
 from resnet_backbone import ResNetBackbone, ResNetSpec, WeightMismatch, load_weights

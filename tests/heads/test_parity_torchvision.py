@@ -85,7 +85,7 @@ def test_losses_and_gradients_are_torchvisions(both: tuple[Any, RCNN], photos: A
     torch.stack(list(wanted.values())).sum().backward()
     torch.stack(list(found.values())).sum().backward()
     gradients = {key: p.grad for key, p in theirs.named_parameters() if p.grad is not None}
-    want_of = ours.our_names(gradients).state
+    want_of = ours.to_native_keys(gradients).state
     trained = {key: p.grad for key, p in ours.named_parameters() if p.requires_grad}
     assert set(trained) == set(want_of)
     for key, gradient in trained.items():
@@ -129,7 +129,7 @@ def test_twenty_steps_of_sgd_end_at_torchvisions_weights(photos: Any, patcher: p
             optimiser.zero_grad()
             torch.stack(list(losses.values())).sum().backward()
             optimiser.step()
-    want = ours.our_names(theirs.state_dict()).state
+    want = ours.to_native_keys(theirs.state_dict()).state
     for key, parameter in ours.named_parameters():
         assert float((parameter.detach() - want[key]).norm()) <= 1e-6 * float(want[key].norm()), key
         assert torch.equal(parameter, start[key]) != parameter.requires_grad, key

@@ -73,7 +73,7 @@ def pair(
     calibrate(theirs, images, {**SPREAD, "box_predictor.cls_score": class_spread})
     recipe = recipe_of(name, proposals)
     ours = assemble(recipe, 90, empty_backbone(recipe))
-    assert load_weights(ours, theirs.state_dict(), origin="torchvision").complete
+    assert load_weights(ours, theirs.state_dict(), source="torchvision").complete
     ours.preprocess = replace(ours.preprocess, **limits)
     return theirs, ours
 

@@ -15,7 +15,7 @@ import yaml
 from accelerate.state import AcceleratorState, GradientState
 
 from tools import cli
-from tools.config import RunConfig, load_config
+from tools.config.detection import RunConfig, load_config
 from tools.data.shapes import generate_shapes
 
 

@@ -14,11 +14,11 @@ import yaml
 
 from heads import DETECTORS
 from heads.conventions import CONVENTIONS
-from tools.config import RunConfig, load_config
-from tools.config_cls import ClassifierRunConfig
+from tools.config.detection import RunConfig, load_config
+from tools.config.classification import ClassifierRunConfig
 from tools.engine.optim import make_schedule
-from tools.settings import CommonConfig, ConfigError, settings, to_yaml
-from tools.settings import load as load_settings
+from tools.config.settings import CommonConfig, ConfigError, settings, to_yaml
+from tools.config.settings import load as load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

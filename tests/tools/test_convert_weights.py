@@ -16,7 +16,7 @@ from torchvision.models import resnet18
 
 from heads.build import DETECTORS, assemble, empty_backbone
 from heads.files import load_detector
-from heads.formats import to_layout
+from heads.keymaps import to_layout
 from tests.tools.conftest import Said
 from tools import convert_weights, predict
 

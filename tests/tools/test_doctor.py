@@ -20,10 +20,10 @@ from resnet_backbone import build_backbone
 from resnet_backbone.weights.files import save_weights
 from tests.tools.conftest import Said
 from tools import doctor
-from tools.config import RunConfig
+from tools.config.detection import RunConfig
 from tools.doctor import Check, oracle
 from tools.evaluation import results as writer
-from tools.settings import validate
+from tools.config.settings import validate
 
 
 def config_for(images: Path, annotations: Path) -> RunConfig:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from heads.files import load_detector
 from tools import train_det
-from tools.config import load_config
+from tools.config.detection import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 # nothing is random: no flip, one size, every anchor and proposal sampled; a norm that does not look at the batch

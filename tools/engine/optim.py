@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tools.settings import CommonConfig, OptimiserConfig, ScheduleConfig
+from tools.config.settings import CommonConfig, OptimiserConfig, ScheduleConfig
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 

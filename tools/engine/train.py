@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from resnet_backbone.weights.files import save_atomically
 from resnet_backbone.weights.load import read_file
-from tools.settings import CommonConfig
+from tools.config.settings import CommonConfig
 
 from .log import RunLog, memory_mib
 from .optim import Plateau, Schedule

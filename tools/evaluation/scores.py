@@ -20,7 +20,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from tools.evaluation.truth import load_truth, to_rle
+from tools.evaluation.ground_truth import load_truth, to_rle
 
 KINDS = ("bbox", "segm")
 # In the order of COCOeval.stats: s, m, l are areas below 32^2, up to 96^2 and above.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from resnet_backbone import load_weights, register
 from resnet_backbone.backbone import ResNetBody
 from resnet_backbone.hosts import HOSTS
-from resnet_backbone.weights.formats import body_in_layout
+from resnet_backbone.weights.keymaps import body_in_layout
 
 LEVELS = ("c2", "c3", "c4", "c5")
 NETS = {"resnet18": 18, "resnet50": 50, "resnet101": 101}
@@ -209,7 +209,7 @@ def transformers_build(net: str, file: Path | None, *, norm: str, frozen: int, l
     )
     model = AutoBackbone.from_config(config)
     if file is not None:
-        load_weights(model.body, file, origin="torchvision")
+        load_weights(model.body, file, source="torchvision")
     return model
 
 
@@ -256,7 +256,7 @@ def smp_build(net: str, file: Path | None, *, norm: str, frozen: int, levels: An
     name = f"resnet_backbone-{net}"
     model = smp.Unet(name, encoder_weights=None, encoder_depth=depth, decoder_channels=channels[:depth], classes=4)
     if file is not None:
-        load_weights(model.encoder, file, origin="torchvision")
+        load_weights(model.encoder, file, source="torchvision")
     model.encoder.freeze(frozen)
     return model
 

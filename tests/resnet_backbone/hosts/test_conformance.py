@@ -146,5 +146,5 @@ def test_our_loader_takes_the_hosts_model(host: str, weight_files: dict[str, Pat
     model = case.build("resnet18", None, norm="bn", frozen=0)
     if host == "detectron2":
         pytest.skip("its state dict carries detectron2's names: detectron2's checkpointer is its loader")
-    report = load_weights(case.body(model), weight_files["resnet18"], origin="torchvision")
+    report = load_weights(case.body(model), weight_files["resnet18"], source="torchvision")
     assert report.complete and len(report.loaded) >= 100

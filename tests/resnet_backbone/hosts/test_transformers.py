@@ -29,7 +29,7 @@ def test_the_feature_maps_are_those_of_its_own_resnet(imagenet_weights: Path, ph
     theirs.load_state_dict(body_state(file, "transformers"))
     config = transformers.AutoConfig.for_model("resnet_backbone", name="resnet50", out_features=stages)
     ours = transformers.AutoBackbone.from_config(config).eval()
-    load_weights(ours.body, file, origin="torchvision")
+    load_weights(ours.body, file, source="torchvision")
     assert ours.channels == theirs.channels and ours.out_features == theirs.out_features
     with torch.inference_mode():
         want, got = theirs(photos(1, 97, 130)), ours(photos(1, 97, 130))

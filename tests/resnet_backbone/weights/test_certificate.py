@@ -108,7 +108,7 @@ def test_half_a_certificate_is_no_certificate(path: Path, narrow: ResNetClassifi
 
 def test_rgb_cannot_be_forced_on_a_bgr_file(path: Path, narrow: ResNetClassifier) -> None:
     with pytest.raises(ValueError, match="is certified as BGR, stride on the 3x3.*source='torchvision' means RGB"):
-        load_weights(empty(narrow), path, origin="torchvision")
+        load_weights(empty(narrow), path, source="torchvision")
 
 
 def test_a_stride_other_than_the_certificates_is_refused(path: Path, narrow: ResNetClassifier) -> None:

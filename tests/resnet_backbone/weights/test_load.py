@@ -146,7 +146,7 @@ def test_files_of_every_wrapping_load_the_same(
     else:
         torch.save({wrap: content, "epoch": 3} if wrap else content, path)
     net, want = backbone(), backbone()
-    load_weights(net, path, origin="torchvision")
+    load_weights(net, path, source="torchvision")
     load_weights(want, state)
     assert hashes(net.state_dict()) == hashes(want.state_dict())
 
@@ -226,7 +226,7 @@ def test_a_file_whose_hash_is_not_in_its_name_is_refused(state: dict[str, Tensor
     right, wrong = tmp_path / f"net-{digest[:8]}.pth", tmp_path / "net-01234567.pth"
     for path in (right, wrong):
         path.write_bytes((tmp_path / "net.pth").read_bytes())
-    assert load_weights(backbone(), right, origin="torchvision").complete
+    assert load_weights(backbone(), right, source="torchvision").complete
     with pytest.raises(ValueError, match=f"has SHA-256 {digest[:8]}.*its name says 01234567"):
         load_weights(backbone(), wrong)
 

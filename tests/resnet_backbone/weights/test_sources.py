@@ -13,7 +13,7 @@ import torch
 from resnet_backbone import ResNetClassifier, ResNetSpec, build_backbone, load_weights
 from resnet_backbone.blocks import Bottleneck
 from resnet_backbone.weights.catalog import HASHES
-from resnet_backbone.weights.sources import SOURCES, AmbiguousWeights, decide, told_by
+from resnet_backbone.weights.sources import SOURCES, AmbiguousWeights, resolve_source, source_from_metadata
 
 CAFFE_CONFIG = "model = dict(backbone=dict(type='ResNet', depth=50,\n    style='caffe'))"
 
@@ -33,7 +33,7 @@ CAFFE_CONFIG = "model = dict(backbone=dict(type='ResNet', depth=50,\n    style='
     ],
 )
 def test_a_files_own_metadata(content: Any, source: str | None) -> None:
-    assert told_by(content) == source
+    assert source_from_metadata(content) == source
     assert source is None or source in SOURCES
 
 
@@ -42,9 +42,9 @@ def test_a_published_hash_decides(tmp_path: Path) -> None:
     path = tmp_path / "renamed.pth"
     path.write_bytes(b"weights")
     known = {hashlib.sha256(b"weights").hexdigest()[:8]: "timm"}
-    assert decide(("torchvision", "timm"), asked=None, path=path, known=known) == "timm"
+    assert resolve_source(("torchvision", "timm"), asked=None, path=path, known=known) == "timm"
     with pytest.raises(AmbiguousWeights):
-        decide(("torchvision", "mmdetection_caffe"), asked=None, path=path, known=known)
+        resolve_source(("torchvision", "mmdetection_caffe"), asked=None, path=path, known=known)
 
 
 def test_the_hashes_are_prefixes_of_known_sources() -> None:
@@ -70,9 +70,9 @@ def test_what_nothing_decides_is_refused_with_the_choices(narrow: ResNetClassifi
     ):
         load_weights(ResNetClassifier(narrow.spec, num_classes=5), tmp_path / "net.pth")
     with pytest.raises(ValueError, match="source='detectron2' has other names: these are of torchvision or timm"):
-        load_weights(ResNetClassifier(narrow.spec, num_classes=5), tmp_path / "net.pth", origin="detectron2")
+        load_weights(ResNetClassifier(narrow.spec, num_classes=5), tmp_path / "net.pth", source="detectron2")
     with pytest.raises(ValueError, match="source='torchvison' is unknown: did you mean 'torchvision'"):
-        load_weights(ResNetClassifier(narrow.spec, num_classes=5), tmp_path / "net.pth", origin="torchvison")
+        load_weights(ResNetClassifier(narrow.spec, num_classes=5), tmp_path / "net.pth", source="torchvison")
 
 
 def test_a_state_dict_under_our_own_names_needs_no_source(narrow: ResNetClassifier) -> None:
@@ -103,5 +103,5 @@ def test_the_epsilon_of_torchvisions_first_detectors_is_adopted_or_refused(tmp_p
         load_weights(
             build_backbone("resnet18", norm="bn", frozen_stages=0),
             tmp_path / "detector.pth",
-            origin="torchvision_coco_v1",
+            source="torchvision_coco_v1",
         )

@@ -17,9 +17,9 @@ from heads.build import assemble, empty_backbone
 from heads.detector import RCNN
 from heads.files import load_detector
 from resnet_backbone import RESNETS, ResNetClassifier, WeightMismatch
-from resnet_backbone.weights.formats import body_in_layout
+from resnet_backbone.weights.keymaps import body_in_layout
 from tools import train_det
-from tools.config import RunConfig
+from tools.config.detection import RunConfig
 from tools.data.coco import CocoData
 from tools.data.loader import Batch, BatchPlan, make_loader
 from tools.engine.log import RunLog

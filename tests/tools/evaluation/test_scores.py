@@ -13,7 +13,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from pycocotools import mask as coco_mask
 
 from tools.evaluation.scores import FIGURES, score_coco
-from tools.evaluation.truth import to_rle
+from tools.evaluation.ground_truth import to_rle
 
 COCO_MINI_VAL = Path(__file__).resolve().parents[3].parent / "shared/data/coco-mini/annotations/instances_val2017.json"
 needs_coco_mini = pytest.mark.skipif(not COCO_MINI_VAL.is_file(), reason=f"{COCO_MINI_VAL} is not there")

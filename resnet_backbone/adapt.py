@@ -14,8 +14,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..backbone import FeatureSpec
-from ..preprocess import Preprocess
+from .backbone import FeatureSpec
+from .preprocess import Preprocess
 
 PROBE = (256, 320)  # height and width: multiples of 64, so that every stride up to it divides them
 BY_STRIDE = {2: "c1", 4: "c2", 8: "c3", 16: "c4", 32: "c5", 64: "c6"}
@@ -80,7 +80,7 @@ def check_backbone(backbone: nn.Module) -> None:
     what = type(backbone).__name__
     if not isinstance(specs, Mapping) or not specs:
         raise ValueError(
-            f"{what} has no feature_specs (level -> FeatureSpec): wrap it with resnet_backbone.hosts.adapt.as_backbone"
+            f"{what} has no feature_specs (level -> FeatureSpec): wrap it with resnet_backbone.adapt.as_backbone"
         )
     given = probe(backbone)
     if not isinstance(given, Mapping):

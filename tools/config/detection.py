@@ -1,4 +1,4 @@
-"""RunConfig: every setting of a detector's run (`tools.settings` has what every run shares, and the loader)."""
+"""RunConfig: every setting of a detector's run (`tools.config.settings` has what every run shares, and the loader)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 from heads.build import DETECTORS, DetectorRecipe
 from heads.conventions import CONVENTIONS
 from heads.mask_head import MaskHeadSpec
-from resnet_backbone.suggest import unknown
-from resnet_backbone.weights.sources import SOURCES, require_source
+from resnet_backbone.errors import did_you_mean
+from resnet_backbone.weights.sources import SOURCES, check_source_name
 
 from . import settings
 from .settings import CommonConfig, Section, TrainConfig, merge
@@ -98,7 +98,7 @@ class RunConfig(CommonConfig):
     @model_validator(mode="after")
     def _weights(self) -> RunConfig:
         if self.backbone_source is not None:
-            require_source(self.backbone_source)
+            check_source_name(self.backbone_source)
         if self.backbone_weights is None and self.init_from is None and self.model.norm in ("frozen_bn", "bn_eval"):
             raise ValueError(
                 f"model.norm={self.model.norm} without backbone_weights freezes initial values: "
@@ -120,11 +120,11 @@ def resolve_recipe(value: Any) -> Any:
         return value
     overrides = {key: part for key, part in value.items() if key != "recipe"}
     if value["recipe"] not in DETECTORS:
-        raise ValueError(f"model.recipe={value['recipe']!r} is no detector: {unknown(value['recipe'], DETECTORS)}")
+        raise ValueError(f"model.recipe={value['recipe']!r} is no detector: {did_you_mean(value['recipe'], DETECTORS)}")
     recipe = asdict(DETECTORS[value["recipe"]])
     if isinstance(named := overrides.get("conventions"), str):
         if named not in CONVENTIONS:
-            raise ValueError(f"model.conventions={named!r} is nobody's: {unknown(named, CONVENTIONS)}")
+            raise ValueError(f"model.conventions={named!r} is nobody's: {did_you_mean(named, CONVENTIONS)}")
         overrides["conventions"] = asdict(CONVENTIONS[named])
     if isinstance(overrides.get("mask"), dict) and recipe["mask"] is None:
         recipe["mask"] = asdict(MaskHeadSpec())

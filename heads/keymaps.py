@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from resnet_backbone.suggest import unknown
-from resnet_backbone.weights.formats import Renamed, body_key_in_detectron2
+from resnet_backbone.errors import did_you_mean
+from resnet_backbone.weights.keymaps import Renamed, body_key_in_detectron2
 
 
 @dataclass(frozen=True)
-class Shape:
+class Structure:
     """What of a detector's structure a layout's names hang on."""
 
     pyramid: bool
@@ -27,7 +27,7 @@ class Shape:
     box_convs: int
 
     @classmethod
-    def of(cls, keys: Mapping[str, Tensor]) -> Shape:
+    def of(cls, keys: Mapping[str, Tensor]) -> Structure:
         def count(layers: str) -> int:
             return len({key.split(".")[2] for key in keys if key.startswith(layers)})
 
@@ -51,7 +51,7 @@ def _layer(last: str, *, bare: str, conv: str, norm: str) -> str:
     return f"{inside}{tail[-1]}"
 
 
-def key_in_detectron2(key: str, shape: Shape) -> str:
+def key_in_detectron2(key: str, shape: Structure) -> str:
     """Our key -> detectron2's `GeneralizedRCNN`'s."""
     part, name, last = _split(key)
     layer = _layer(last, bare="", conv="", norm="norm.") if name in ("lateral", "output", "convs", "hidden") else ""
@@ -78,7 +78,7 @@ def key_in_detectron2(key: str, shape: Shape) -> str:
     return f"roi_heads.mask_head.{names[name]}"
 
 
-def key_in_mmdetection(key: str, shape: Shape) -> str:
+def key_in_mmdetection(key: str, shape: Structure) -> str:
     """Our key -> mmdetection 3's `FasterRCNN`'s and `MaskRCNN`'s, with a pyramid."""
     part, name, last = _split(key)
     number = last.split(".")[0]
@@ -97,7 +97,7 @@ def key_in_mmdetection(key: str, shape: Shape) -> str:
     return f"roi_head.mask_head.{names[name]}"
 
 
-def key_in_torchvision(key: str, shape: Shape) -> str:
+def key_in_torchvision(key: str, shape: Structure) -> str:
     """Our key -> torchvision's `FasterRCNN`'s and `MaskRCNN`'s (0.13 and later; `older_torchvision` for earlier)."""
     part, name, last = _split(key)
     number = last.split(".")[0]
@@ -134,7 +134,7 @@ class DetectorLayout:
     """rename: our key -> the layout's; sign: a key that every such file has; candidates: the sources that write so;
     without_pyramid: it has names for C4 and DC5 too; unused: what older files hold beside their weights."""
 
-    rename: Callable[[str, Shape], str]
+    rename: Callable[[str, Structure], str]
     sign: str
     candidates: tuple[str, ...]
     without_pyramid: bool = False
@@ -180,8 +180,8 @@ def names_in(state: Mapping[str, Tensor], layout: str) -> dict[str, str]:
     Raises ValueError for an unknown layout, or one that has no such detector.
     """
     if layout not in LAYOUTS:
-        raise ValueError(f"no detector's layout is called {layout!r}: {unknown(layout, LAYOUTS)}")
-    shape = Shape.of(state)
+        raise ValueError(f"no detector's layout is called {layout!r}: {did_you_mean(layout, LAYOUTS)}")
+    shape = Structure.of(state)
     if not shape.pyramid and not LAYOUTS[layout].without_pyramid:
         raise ValueError(f"{layout} has no names for C4 and DC5 detectors: use detectron2's")
     return {key: LAYOUTS[layout].rename(key, shape) for key in state}

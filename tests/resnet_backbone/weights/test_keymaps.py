@@ -19,7 +19,7 @@ from torch import Tensor
 from resnet_backbone import ResNetBackbone, ResNetClassifier, ResNetSpec, build_backbone, load_weights
 from resnet_backbone.blocks import BasicBlock, Bottleneck
 from resnet_backbone.weights.files import save_weights
-from resnet_backbone.weights.formats import body_in_layout, body_key_in_caffe2
+from resnet_backbone.weights.keymaps import body_in_layout, body_key_in_caffe2
 
 from .conftest import NARROW, scrambled
 
@@ -70,7 +70,7 @@ def test_transformers_features_are_ours(layer: str, depths: tuple[int, ...], kin
 @pytest.mark.parametrize("layout", ["torchvision", "detectron2", "transformers"])
 def test_there_and_back_every_tensor_is_the_same_bit_for_bit(narrow: ResNetClassifier, layout: str) -> None:
     state = narrow.state_dict()
-    back = narrow.our_names(body_in_layout(state, layout))
+    back = narrow.to_native_keys(body_in_layout(state, layout))
     assert back.layout == layout and set(back.state) == set(state) and not back.unused
     assert all(torch.equal(value, back.state[key]) for key, value in state.items())
 
@@ -127,7 +127,7 @@ def test_a_certified_file_becomes_timms_again_bit_for_bit(tmp_path: Path) -> Non
     theirs = timm.create_model("resnet18", pretrained=False)
     given: Mapping[str, Tensor] = live_statistics(theirs)
     ours = ResNetClassifier("resnet18")
-    load_weights(ours, given, origin="timm")
+    load_weights(ours, given, source="timm")
     save_weights(ours, tmp_path / "ours.safetensors", source="timm")
     again = ResNetClassifier("resnet18")
     load_weights(again, tmp_path / "ours.safetensors")

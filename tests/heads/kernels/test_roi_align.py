@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from heads.roi_align import SMALL_GRID, roi_align, separable_roi_align
+from heads.kernels.roi_align import SMALL_GRID, roi_align, separable_roi_align
 
 
 def regions(count: int, images: int, reach: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""ClassifierRunConfig: every setting of a classifier's run (`tools.settings` has what every run shares)."""
+"""ClassifierRunConfig: every setting of a classifier's run (`tools.config.settings` has what every run shares)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from resnet_backbone.norm import NORMS, Norm
 from resnet_backbone.specs import ResNetSpec, find_spec
-from resnet_backbone.weights.sources import SOURCES, require_source
+from resnet_backbone.weights.sources import SOURCES, check_source_name
 
 from . import settings
 from .settings import CommonConfig, EvalConfig, Section
@@ -119,7 +119,7 @@ class ClassifierRunConfig(CommonConfig):
     @model_validator(mode="after")
     def _weights(self) -> ClassifierRunConfig:
         if self.weights_source is not None:
-            require_source(self.weights_source)
+            check_source_name(self.weights_source)
         if self.weights is None and self.model.norm in ("frozen_bn", "bn_eval"):
             raise ValueError(f"model.norm={self.model.norm} without weights freezes initial values: use norm: bn")
         return self

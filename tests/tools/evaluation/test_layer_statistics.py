@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from resnet_backbone import ResNetClassifier
-from tools.evaluation.anatomy import gradient_norms, layer_names, norm_of, response_std
+from tools.evaluation.layer_statistics import gradient_norms, layer_names, norm_of, response_std
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from resnet_backbone.suggest import unknown
+from resnet_backbone.errors import did_you_mean
 
 
 class ConfigError(ValueError):
@@ -117,7 +117,7 @@ def load(kind: type[Config], path: Path | str | None, overrides: Sequence[str] =
     values: Any = {}
     if path is not None:
         if not Path(path).is_file():
-            near = unknown(Path(path).name, [p.name for p in Path(path).parent.glob("*.yaml")])
+            near = did_you_mean(Path(path).name, [p.name for p in Path(path).parent.glob("*.yaml")])
             raise ConfigError(f"no configuration at {path}: {near}")
         try:
             values = yaml.safe_load(Path(path).read_text()) or {}
@@ -164,7 +164,7 @@ def _explain(error: Any, kind: type[CommonConfig]) -> str:
         keys = [key for key, _ in settings(kind)]
         siblings = {key.rpartition(".")[2] for key in keys if key.rpartition(".")[0] == ".".join(where[:-1])}
         siblings |= {key.split(".")[0] for key in keys} if len(where) == 1 else set()
-        return f"  {name}: no such setting: {unknown(where[-1], sorted(siblings))}"
+        return f"  {name}: no such setting: {did_you_mean(where[-1], sorted(siblings))}"
     if error["type"] == "literal_error":
         return f"  {name}: got {error['input']!r}: {error['msg'].replace('Input should be', 'give')}"
     message = error["msg"].removeprefix("Value error, ")

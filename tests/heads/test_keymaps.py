@@ -12,7 +12,7 @@ from torchvision.models import detection as tv
 from heads.box_head import BoxHeadSpec
 from heads.build import DETECTORS, DetectorRecipe, assemble, empty_backbone
 from heads.detector import RCNN
-from heads.formats import names_in, older_torchvision, to_layout
+from heads.keymaps import names_in, older_torchvision, to_layout
 from heads.mask_head import MaskHeadSpec
 from resnet_backbone import WeightMismatch, load_weights
 
@@ -38,8 +38,8 @@ def test_torchvisions_older_names_are_its_own_and_load() -> None:
         assert key in older
     assert not tv.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None).load_state_dict(older).missing_keys
     first, second = (empty(DETECTORS["maskrcnn_resnet50_fpn"]) for _ in range(2))
-    assert load_weights(first, older, origin="torchvision").complete
-    assert load_weights(second, theirs.state_dict(), origin="torchvision").complete
+    assert load_weights(first, older, source="torchvision").complete
+    assert load_weights(second, theirs.state_dict(), source="torchvision").complete
     for key, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[key]), key
 
@@ -62,7 +62,7 @@ def test_there_and_back_every_tensor_is_the_same_bit_for_bit(recipe: DetectorRec
     state = scrambled({key: torch.empty(value.shape, dtype=value.dtype) for key, value in ours.state_dict().items()})
     there = to_layout(state, layout, {})
     assert len(there) == len(state)
-    back = ours.our_names(there)
+    back = ours.to_native_keys(there)
     assert back.layout == layout and set(back.state) == set(state)
     for key, value in state.items():
         assert torch.equal(back.state[key], value), key
@@ -84,7 +84,7 @@ def test_torchvision_gets_every_tensor_back_bit_for_bit_with_the_rows_of_its_bac
     theirs = getattr(tv, name)(weights=None, weights_backbone=None)
     given = scrambled(theirs.state_dict())
     ours = empty(replace(DETECTORS[name], norm="bn", frozen_stages=0))
-    assert load_weights(ours, given, origin="torchvision").complete
+    assert load_weights(ours, given, source="torchvision").complete
     back = to_layout(ours.state_dict(), "torchvision", ours.background)
     theirs.load_state_dict(back)  # strict
     assert set(back) == set(given)
@@ -108,7 +108,7 @@ def test_a_key_without_a_place_is_named_as_it_stands_in_the_file() -> None:
     theirs = to_layout(ours.state_dict(), "detectron2", {})
     theirs["roi_heads.keypoint_head.weight"] = torch.zeros(1)
     with pytest.raises(WeightMismatch, match="roi_heads.keypoint_head.weight"):
-        load_weights(ours, theirs, origin="detectron2")
+        load_weights(ours, theirs, source="detectron2")
 
 
 def test_layouts_that_do_not_exist_are_refused() -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from resnet_backbone import Preprocess, ResNetClassifier
-from tools.evaluation.views import Views, probabilities, scorer
+from tools.evaluation.multi_crop import Views, probabilities, scorer
 
 SCALES = (224, 256, 384)
 

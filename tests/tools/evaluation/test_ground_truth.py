@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from tools.evaluation.truth import load_truth, to_rle
+from tools.evaluation.ground_truth import load_truth, to_rle
 
 SQUARE = [[10.0, 10.0, 20.0, 10.0, 20.0, 20.0, 10.0, 20.0]]
 

@@ -13,14 +13,14 @@ from rich.console import Console, RenderableType
 from torch import nn
 
 from tools import cli
-from tools.config import RunConfig
-from tools.config_cls import ClassifierRunConfig
+from tools.config.detection import RunConfig
+from tools.config.classification import ClassifierRunConfig
 from tools.data.loader import BatchPlan, TrainingImages, make_loader
 from tools.engine.log import RunLog
 from tools.engine.optim import make_optimiser, make_schedule
 from tools.engine.tasks import Task
 from tools.engine.train import Trainer, make_accelerator
-from tools.settings import load, to_yaml
+from tools.config.settings import load, to_yaml
 
 TrainingConfig = RunConfig | ClassifierRunConfig
 Run = TypeVar("Run", RunConfig, ClassifierRunConfig)

@@ -20,7 +20,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from heads import DETECTORS, RCNN, ImageBatch, ImageSize, Predictor, Targets, build_detector
 from resnet_backbone import FeatureSpec, Preprocess, build_backbone
-from resnet_backbone.hosts.adapt import as_backbone
+from resnet_backbone.adapt import as_backbone
 
 Photos = Callable[[int, int, int], Tensor]
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")

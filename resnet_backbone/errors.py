@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
-def unknown(name: object, valid: Iterable[object]) -> str:
+def did_you_mean(name: object, valid: Iterable[object]) -> str:
     """'did you mean ...?' with the nearest valid name, or the list of them."""
     names = [str(v) for v in valid]
     near = get_close_matches(str(name), names, n=1, cutoff=0.6)

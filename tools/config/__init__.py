@@ -1,0 +1,1 @@
+"""Configurations: strict settings from YAML and the command line."""
