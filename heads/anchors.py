@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from resnet_backbone.errors import InvalidValue
+
 from .conventions import Conventions
 from .structures import ImageSize
 
@@ -32,10 +34,10 @@ class AnchorGrid(nn.Module):
     ) -> None:
         super().__init__()
         if missing := [level for level in sizes_px if level not in strides]:
-            raise ValueError(f"anchors are asked on {missing}, the neck gives {list(strides)}: name its levels")
+            raise InvalidValue(f"anchors are asked on {missing}, the neck gives {list(strides)}: name its levels")
         counts = {len(sizes) * len(ratios) for sizes in sizes_px.values()}
         if len(counts) != 1:
-            raise ValueError(f"every level must have the same number of anchor sizes, got {dict(sizes_px)}")
+            raise InvalidValue(f"every level must have the same number of anchor sizes, got {dict(sizes_px)}")
         self.per_cell = counts.pop()
         self.levels = tuple(sizes_px)
         self.strides = {level: strides[level] for level in self.levels}

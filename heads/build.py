@@ -1,218 +1,176 @@
-"""DetectorRecipe: a detector as data; DETECTORS: the named ones; build_detector: recipe -> RCNN."""
+"""From recipes and files to detectors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from os import PathLike
-from typing import Literal, cast
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
 
-from torch import Tensor, nn
+from torch import nn
 
-from resnet_backbone import RESNETS, FeatureSpec, ResNetBackbone, ResNetSpec, WeightReport, load_weights
-from resnet_backbone.backbone import check_frozen_has_weights
-from resnet_backbone.blocks import Bottleneck
 from resnet_backbone.adapt import check_backbone
-from resnet_backbone.norm import NORMS
-from resnet_backbone.errors import did_you_mean
+from resnet_backbone.backbone import ResNetBackbone
+from resnet_backbone.blocks import Bottleneck
+from resnet_backbone.build import check_frozen_has_weights, load_weights, open_weights
+from resnet_backbone.errors import InvalidValue, did_you_mean
+from resnet_backbone.protocols import Backbone, FeatureSpec
+from resnet_backbone.specs import RESNETS
+from resnet_backbone.weights.certificate import check_hashes
 from resnet_backbone.weights.keymaps import Renamed
-from resnet_backbone.weights.load import WeightFile, source_of, read_weights
+from resnet_backbone.weights.load import WeightReport, load_file, source_of
+from resnet_backbone.weights.read import WeightFile, Weights
 from resnet_backbone.weights.sources import WeightSource
 
 from .anchors import AnchorGrid
-from .box_head import BoxHead, BoxHeadSpec
-from .conventions import CONVENTIONS, Conventions, certified_conventions, conventions_of
+from .box_head import BoxHead
 from .detector import RCNN
-from .keymaps import candidates_of, layout_of
+from .fingerprint import check_outputs
 from .fpn import FeaturePyramid
-from .mask_head import MaskHead, MaskHeadSpec
+from .keymaps import candidates_of, layout_of
+from .mask_head import MaskHead
+from .recipes import DETECTORS, NECKS, DetectorRecipe
 from .roi_pool import RegionPooler
-from .rpn import RPN, RPNSpec
-from .settings import require_norm, require_positive
+from .roi_stage import BOX_DELTA_WEIGHTS, InstanceStage, RoIStage
+from .rpn import RPN
+from .weights import conventions_for, num_classes_in
 
-# what depends on the number of classes: re-made where a detector is fine-tuned on another list
+# layers whose shape depends on the number of classes
 CLASS_LAYERS = ("box_head.logits.*", "box_head.deltas.*", "mask_head.logits.*")
-
-
-@dataclass(frozen=True)
-class DetectorRecipe:
-    """A detector's architecture and settings. backbone: a row of `RESNETS`, with the stride of its bottlenecks on the
-    3x3 (torchvision) or the first 1x1 (the paper, detectron2's MSRA weights); mask: None for boxes only.
-
-    neck: "fpn" (P2..P6); "c4" (Faster R-CNN's own: everything is read from C4, and C5 runs on the pooled regions); or
-    "dc5" (everything is read from a C5 dilated to C4's stride).
-    """
-
-    backbone: str = "resnet50"
-    stride_on: Literal["3x3", "1x1"] = "3x3"
-    norm: str = "frozen_bn"
-    frozen_stages: int = 2
-    neck: Literal["fpn", "c4", "dc5"] = "fpn"
-    pyramid_channels: int = 256
-    pyramid_norm: str = "none"
-    rpn: RPNSpec = field(default_factory=RPNSpec)
-    box: BoxHeadSpec = field(default_factory=BoxHeadSpec)
-    mask: MaskHeadSpec | None = None
-    conventions: Conventions = field(default_factory=Conventions)
-
-    def __post_init__(self) -> None:
-        if self.backbone not in RESNETS:
-            raise ValueError(f"backbone={self.backbone!r} is no ResNet: {did_you_mean(self.backbone, RESNETS)}")
-        if len(RESNETS[self.backbone].depths) != 4:
-            raise ValueError(f"backbone={self.backbone!r} has no C5: a pyramid needs one of the ImageNet nets")
-        if self.norm not in NORMS:
-            raise ValueError(f"norm={self.norm!r} is unknown: {did_you_mean(self.norm, NORMS)}")
-        if not 0 <= self.frozen_stages <= 5:
-            raise ValueError(
-                f"frozen_stages={self.frozen_stages}: give 0 (nothing), 1 (stem), ... 5 (the whole backbone)"
-            )
-        require_positive(self, "pyramid_channels")
-        require_norm(self, "pyramid_norm")
-        if self.neck not in NECKS:
-            raise ValueError(f"neck={self.neck!r} is unknown: {did_you_mean(self.neck, NECKS)}")
-        self.spec  # noqa: B018  a stride that the blocks cannot carry is refused here
-        count, wanted = len(self.rpn.anchor_sizes_px), 5 if self.neck == "fpn" else 1
-        if count != wanted:
-            levels = "the pyramid has five (P2..P6)" if self.neck == "fpn" else f"a {self.neck} detector has one"
-            raise ValueError(f"rpn.anchor_sizes_px has {count} levels, {levels}: one tuple a level")
-        if self.neck == "c4" and (self.box.convs or self.box.hidden_layers):
-            raise ValueError(
-                f"a c4 detector's C5 takes the place of box.convs={self.box.convs} and "
-                f"box.hidden_layers={self.box.hidden_layers}: set both to 0"
-            )
-        if self.neck == "c4" and self.mask is not None and self.mask.pool_size != self.box.pool_size:
-            raise ValueError(
-                f"a c4 detector's heads share their regions: mask.pool_size={self.mask.pool_size} must be "
-                f"box.pool_size={self.box.pool_size}"
-            )
-
-    @property
-    def spec(self) -> ResNetSpec:
-        """The backbone's architecture."""
-        row = RESNETS[self.backbone]
-        return replace(row, stride_on=self.stride_on, c5_dilation=2 if self.neck == "dc5" else 1)
-
-
-# what each neck takes from the backbone
-NECKS: dict[str, tuple[str, ...]] = {"fpn": ("c2", "c3", "c4", "c5"), "c4": ("c4", "c5"), "dc5": ("c5",)}
-_ONE_LEVEL = ((32.0, 64.0, 128.0, 256.0, 512.0),)
-# detectron2's COCO-Detection and COCO-InstanceSegmentation configurations
-_RPNS = {
-    "fpn": RPNSpec(),
-    "c4": RPNSpec(_ONE_LEVEL, keep_before_nms_train=12000, keep_after_nms_train=2000, keep_before_nms_test=6000),
-}
-_RPNS["dc5"] = _RPNS["c4"]
-_BOXES = {"fpn": BoxHeadSpec(), "c4": BoxHeadSpec(pool_size=14, hidden_layers=0), "dc5": BoxHeadSpec()}
-_MASKS = {"fpn": MaskHeadSpec(), "c4": MaskHeadSpec(convs=0), "dc5": MaskHeadSpec()}
-
-DETECTORS: dict[str, DetectorRecipe] = {
-    f"{kind}_rcnn_r{depth}_{neck}": DetectorRecipe(
-        f"resnet{depth}",
-        neck=neck,  # type: ignore[arg-type]
-        rpn=_RPNS[neck],
-        box=_BOXES[neck],
-        mask=_MASKS[neck] if kind == "mask" else None,
-    )
-    for neck, depths in (("fpn", (18, 34, 50, 101, 152)), ("c4", (50, 101)), ("dc5", (50, 101)))
-    for kind in ("faster", "mask")
-    for depth in depths
-}
-
-# torchvision's own builders: its names, settings and conventions
-_TORCHVISION_V1 = DetectorRecipe(rpn=RPNSpec(keep_after_nms_train=2000), conventions=CONVENTIONS["torchvision"])
-_TORCHVISION_V2 = replace(
-    _TORCHVISION_V1,
-    norm="bn",
-    pyramid_norm="bn",
-    rpn=replace(_TORCHVISION_V1.rpn, convs=2),
-    box=BoxHeadSpec(convs=4, norm="bn", hidden_layers=1),
-)
-DETECTORS |= {
-    "fasterrcnn_resnet50_fpn": _TORCHVISION_V1,
-    "maskrcnn_resnet50_fpn": replace(_TORCHVISION_V1, mask=MaskHeadSpec()),
-    "fasterrcnn_resnet50_fpn_v2": _TORCHVISION_V2,
-    "maskrcnn_resnet50_fpn_v2": replace(_TORCHVISION_V2, mask=MaskHeadSpec(norm="bn")),
-}
 
 
 def build_detector(
     recipe: str | DetectorRecipe,
     *,
     num_classes: int,
-    weights: str | PathLike[str] | Mapping[str, Tensor] | None = None,
+    weights: Weights | None = None,
     source: str | None = None,
-    backbone: nn.Module | None = None,
+    backbone: Backbone | None = None,
 ) -> RCNN:
-    """A detector from a name in `DETECTORS` or a recipe, for labels 0..num_classes - 1.
+    """Build a detector, with the weights of a whole detector or with initial values.
 
-    weights: a whole detector's file or state dict, ours, torchvision's, detectron2's or mmdetection's, loaded strictly.
-    The detector is built with the conventions and the epsilon of the weights, and takes over their `Preprocess` and
-    class names; a recipe given by its name also takes their stride placement, a `DetectorRecipe` means what it says.
-    source: whose weights they are (a key of `weights.sources.SOURCES`) where the file does not tell.
-    backbone: a module with `feature_specs` for the levels of `NECKS` that the recipe takes
-    (`build_backbone(..., weights="imagenet1k_v1")` has c2..c5, `resnet_backbone.adapt.as_backbone` makes them of
-    timm's and torchvision's nets), not ours are asked for a blank image; without it the recipe's own is built.
-    Raises ValueError for unknown names, where norms or stages would be frozen that nobody has trained, for another
-    number of classes, or a backbone that does not give what it publishes; otherwise as `load_weights` does.
+    Args:
+        recipe: a name in `DETECTORS` or a recipe. Conventions are taken from the weights; stride placement too, if the
+            recipe is given by its name.
+        num_classes: number of classes K, for labels 0..K - 1; the background is not counted.
+        weights: a whole detector's weights, in the layout of any project: a file, the folder of a run, or a state dict.
+            They also bring pixel format, image size and class names.
+        source: whose weights they are (a key of `SOURCES`), if the file does not tell.
+        backbone: a backbone with its weights, for the levels that the recipe reads; `build_backbone(...)` and
+            `as_backbone(...)` make one. None builds the recipe's own.
+
+    Returns:
+        The detector.
+
+    Raises:
+        InvalidValue: an unknown name, norms or stages that would be frozen at initial values, another number of classes
+            than the weights have, or a backbone that does not return what it publishes.
+        WeightMismatch: the weights do not fit; as for `load_weights`.
+        CertificateMismatch: a certified file does not hold what its certificate says.
     """
     if backbone is not None and not isinstance(backbone, ResNetBackbone):
-        check_backbone(backbone)
-    by_name = isinstance(recipe, str)
-    if isinstance(recipe, str):
-        if recipe not in DETECTORS:
-            raise ValueError(f"no detector is called {recipe!r}: {did_you_mean(recipe, DETECTORS)}")
-        recipe = DETECTORS[recipe]
+        check_backbone(cast(nn.Module, backbone))
+    file = None if weights is None else open_weights(weights)
+    recipe = resolve_recipe(recipe, file, source=source)
     if backbone is None:
-        check_frozen_has_weights(weights is not None, recipe.norm, recipe.frozen_stages)
-    if weights is None:
+        check_frozen_has_weights(file is not None, norm=recipe.norm, frozen_stages=recipe.frozen_stages)
+    if file is None:
         check_frozen_head_norms(recipe)
         return assemble(recipe, num_classes, empty_backbone(recipe) if backbone is None else backbone)
-    file = read_weights(weights)
-    meaning = source_of(file, Renamed({}, candidates_of(file.state)), source)
-    if meaning is not None:
-        recipe = adopted(recipe, meaning, file, with_stride=by_name)
-        if file.meta is None:
-            _require_classes(file, num_classes)
+    _check_num_classes(file, num_classes)
     detector = assemble(recipe, num_classes, empty_backbone(recipe) if backbone is None else backbone)
-    load_weights(detector, file, source=source)
+    load_certified(detector, file, source=source)
     return detector
 
 
+def resolve_recipe(recipe: str | DetectorRecipe, file: WeightFile | None, *, source: str | None) -> DetectorRecipe:
+    """Adapt a recipe to the weights that it will be built for.
+
+    Args:
+        recipe: a name in `DETECTORS` or a recipe.
+        file: the weights; None leaves the recipe as it is.
+        source: whose weights they are, if the file does not tell.
+
+    Returns:
+        The recipe with the conventions of the weights and, if it was given by its name, their stride placement.
+
+    Raises:
+        InvalidValue: an unknown name.
+        AmbiguousWeights: the source cannot be told.
+    """
+    by_name = isinstance(recipe, str)
+    if isinstance(recipe, str):
+        if recipe not in DETECTORS:
+            raise InvalidValue(f"no detector is called {recipe!r}: {did_you_mean(recipe, DETECTORS)}")
+        recipe = DETECTORS[recipe]
+    weight_source = None if file is None else detector_source(file, source)
+    if file is None or weight_source is None:
+        return recipe
+    recipe = replace(recipe, conventions=conventions_for(weight_source, file))
+    if by_name and issubclass(RESNETS[recipe.backbone].block, Bottleneck):
+        recipe = replace(recipe, stride_on=weight_source.stride_on)
+    if file.meta is None and weight_source.project == "mmdetection":  # a setting of its Mask R-CNN
+        recipe = replace(recipe, box=replace(recipe.box, keep_best=recipe.mask is not None))
+    return recipe
+
+
+def detector_source(file: WeightFile, source: str | None) -> WeightSource | None:
+    """Tell what a whole detector's weights were trained with; arguments and errors as for `source_of`."""
+    return source_of(file, Renamed({}, candidates_of(file.state)), source)
+
+
+def load_certified(detector: RCNN, file: WeightFile, *, source: str | None = None) -> WeightReport:
+    """Load a whole detector's weights; for a certified file, check hashes and the outputs of every stage.
+
+    Args:
+        detector: a fresh detector; after an error it must not be used.
+        file: the weights.
+        source: whose weights they are, if the file does not tell.
+
+    Returns:
+        What happened to every key.
+
+    Raises:
+        CertificateMismatch: the file does not hold what its certificate says.
+        WeightMismatch: the weights do not fit.
+    """
+    if file.meta is not None and file.certified:
+        check_hashes(file.state, file.meta["tensors"], str(file))
+    report = load_file(detector, file, source=source)
+    if file.meta is not None and file.certified:
+        check_outputs(detector, file.meta, str(file))
+    return report
+
+
 def check_frozen_head_norms(recipe: DetectorRecipe) -> None:
-    """Raises ValueError where a norm behind the backbone would keep statistics that nobody has taken: only a whole
-    detector's weights bring them."""
+    """Refuse norms behind the backbone that would keep initial statistics.
+
+    Args:
+        recipe: the recipe of a detector that is built without a whole detector's weights.
+
+    Raises:
+        InvalidValue: a norm of the pyramid or a head has fixed statistics.
+    """
     norms = {"pyramid_norm": recipe.pyramid_norm, "box.norm": recipe.box.norm}
     norms |= {} if recipe.mask is None else {"mask.norm": recipe.mask.norm}
     for name, norm in norms.items():
         if norm in ("frozen_bn", "bn_eval"):
-            raise ValueError(
+            raise InvalidValue(
                 f"{name}={norm!r} without a detector's weights would freeze initial statistics: give the weights of a "
                 "whole detector, or 'bn', 'gn' or 'none'"
             )
 
 
-def adopted(recipe: DetectorRecipe, meaning: WeightSource, file: WeightFile, *, with_stride: bool) -> DetectorRecipe:
-    """The recipe with what the weights were trained with; with_stride: the placement of the stride too."""
-    recipe = replace(recipe, conventions=certified_conventions(file) or conventions_of(meaning))
-    if with_stride and issubclass(RESNETS[recipe.backbone].block, Bottleneck):
-        recipe = replace(recipe, stride_on=meaning.stride_on)
-    if file.meta is None and meaning.project == "mmdetection":  # its Mask R-CNN's own setting
-        recipe = replace(recipe, box=replace(recipe.box, keep_best=recipe.mask is not None))
-    return recipe
-
-
-def _require_classes(file: WeightFile, num_classes: int) -> None:
-    layout = layout_of(file.state)
-    rows = next((len(v) for k, v in file.state.items() if k.endswith(("cls_score.bias", "fc_cls.bias"))), 0)
-    if layout is not None and rows and rows != num_classes + 1:
-        raise ValueError(
-            f"{file} knows {rows - 1} classes and the background, num_classes={num_classes} was asked for: build it "
-            f"with num_classes={rows - 1} (the background is not counted), then fine_tune() another one from it"
+def _check_num_classes(file: WeightFile, num_classes: int) -> None:
+    classes = num_classes_in(file)
+    if layout_of(file.state) is not None and classes is not None and classes != num_classes:
+        raise InvalidValue(
+            f"{file} has {classes} classes and the background, num_classes={num_classes} was given: build it with "
+            f"num_classes={classes} (the background is not counted), then fine_tune() another one from it"
         )
 
 
 def empty_backbone(recipe: DetectorRecipe) -> ResNetBackbone:
-    """The recipe's backbone at its initial values, for weights that are loaded later."""
+    """The recipe's backbone at initial values, for weights that are loaded later."""
     return ResNetBackbone(
         recipe.spec,
         norm=recipe.norm,
@@ -222,60 +180,81 @@ def empty_backbone(recipe: DetectorRecipe) -> ResNetBackbone:
     )
 
 
-def assemble(recipe: DetectorRecipe, num_classes: int, backbone: nn.Module) -> RCNN:
-    """The recipe's parts around a backbone; a c4 recipe takes the backbone's last stage out of it.
+def assemble(recipe: DetectorRecipe, num_classes: int, backbone: Backbone) -> RCNN:
+    """Put the recipe's parts together around a backbone.
 
-    Raises ValueError for num_classes below one, or missing levels.
+    Args:
+        recipe: the recipe; a "c4" recipe takes the last stage out of the backbone.
+        num_classes: number of classes, without the background.
+        backbone: a backbone with the levels that the recipe reads.
+
+    Returns:
+        The detector; everything but the backbone has initial values.
+
+    Raises:
+        InvalidValue: num_classes below one, or a backbone without the levels.
     """
     if num_classes < 1:
-        raise ValueError(f"num_classes={num_classes}: a detector needs at least one class (the background is its own)")
+        raise InvalidValue(f"num_classes={num_classes}: a detector needs at least one class besides the background")
     conventions = recipe.conventions
-    stage, after = _take_c5(backbone) if recipe.neck == "c4" else (None, None)
-    given = cast("Mapping[str, FeatureSpec]", backbone.feature_specs)
-    neck: nn.Module = nn.Identity()
-    if recipe.neck == "fpn":
-        neck = pyramid = FeaturePyramid(given, channels=recipe.pyramid_channels, norm=recipe.pyramid_norm)
-        specs, pooled = pyramid.feature_specs, list(pyramid.feature_specs)[:-1]  # P6 only proposes
-    else:
-        level = NECKS[recipe.neck][0]
-        if level not in given:
-            raise ValueError(f"a {recipe.neck} detector reads {level.upper()}, the backbone gives {list(given)}")
-        specs, pooled = {level: given[level]}, [level]
-    read = specs[pooled[0]].channels  # what the RPN reads; the heads read what a stage makes of it
-    channels = read if after is None else after.channels
+    stage, stage_spec = _take_c5(backbone) if recipe.neck == "c4" else (None, None)
+    neck, specs, pooled = _make_neck(recipe, backbone)
+    rpn_channels = specs[pooled[0]].channels
+    head_channels = rpn_channels if stage_spec is None else stage_spec.channels
     sizes = dict(zip(specs, recipe.rpn.anchor_sizes_px))
     strides = {level: spec.stride for level, spec in specs.items()}
     anchors = AnchorGrid(sizes, recipe.rpn.anchor_ratios, strides, conventions)
 
-    def regions(size: int) -> RegionPooler:
+    def pooler(size: int) -> RegionPooler:
         return RegionPooler(specs, pooled, size=size, conventions=conventions, stage=stage)
 
-    box_regions = regions(recipe.box.pool_size)
+    box_pooler = pooler(recipe.box.pool_size)
+    box_stage = RoIStage(box_pooler, BoxHead(head_channels, num_classes, recipe.box, conventions), BOX_DELTA_WEIGHTS)
     instance_heads = {}
     if recipe.mask is not None:
-        mask_regions = box_regions if stage is not None else regions(recipe.mask.pool_size)
-        instance_heads["mask"] = (mask_regions, MaskHead(channels, num_classes, recipe.mask, conventions))
-    return RCNN(
-        backbone,
-        neck,
-        RPN(read, anchors, recipe.rpn, conventions),
-        box_regions,
-        BoxHead(channels, num_classes, recipe.box, conventions),
-        instance_heads,
-    )
+        mask_pooler = box_pooler if stage is not None else pooler(recipe.mask.pool_size)
+        mask_head = MaskHead(head_channels, num_classes, recipe.mask, conventions)
+        instance_heads["mask"] = InstanceStage(mask_pooler, mask_head)
+    return RCNN(backbone, neck, RPN(rpn_channels, anchors, recipe.rpn, conventions), [box_stage], instance_heads)
 
 
-def _take_c5(backbone: nn.Module) -> tuple[nn.Module, FeatureSpec]:
+def _make_neck(recipe: DetectorRecipe, backbone: Backbone) -> tuple[nn.Module, dict[str, FeatureSpec], list[str]]:
+    """The neck, the levels that it returns, and those of them from which regions are pooled."""
+    given = backbone.feature_specs
+    if recipe.neck == "fpn":
+        neck = FeaturePyramid(given, channels=recipe.pyramid_channels, norm=recipe.pyramid_norm)
+        return neck, neck.feature_specs, list(neck.feature_specs)[:-1]  # P6 is for proposals only
+    level = NECKS[recipe.neck][0]
+    if level not in given:
+        raise InvalidValue(f"a {recipe.neck} detector reads {level.upper()}, the backbone gives {list(given)}")
+    return nn.Identity(), {level: given[level]}, [level]
+
+
+def _take_c5(backbone: Backbone) -> tuple[nn.Module, FeatureSpec]:
     if not isinstance(backbone, ResNetBackbone) or not {"c4", "c5"} <= set(backbone.out_levels):
-        given = list(cast("Mapping[str, FeatureSpec]", backbone.feature_specs))
-        raise ValueError(f"a c4 detector takes C5 out of a ResNetBackbone of levels c4 and c5; this one gives {given}")
+        given = list(backbone.feature_specs)
+        raise InvalidValue(
+            f"a c4 detector takes C5 out of a ResNetBackbone with levels c4 and c5; this one has {given}"
+        )
     return backbone.take_last_stage()
 
 
 def fine_tune(
-    detector: RCNN, source: str | PathLike[str] | Mapping[str, Tensor], allow_missing: Sequence[str] = ()
+    detector: RCNN, weights: Weights, *, source: str | None = None, allow_missing: Sequence[str] = ()
 ) -> WeightReport:
-    """Load another detector's weights; layers that depend on the number of classes keep their initial values where
-    it differs (`WeightReport.kept_initial`), and so may those that allow_missing names. Raises `WeightMismatch` for any
-    other difference."""
-    return load_weights(detector, source, allow_missing=(*CLASS_LAYERS, *allow_missing))
+    """Load another detector's weights as the start of a training on other classes.
+
+    Args:
+        detector: the detector to train.
+        weights: the other detector's weights, as for `load_weights`.
+        source: whose weights they are, if the file does not tell.
+        allow_missing: patterns of further keys that may keep their initial values.
+
+    Returns:
+        What happened to every key. Layers whose shape depends on the number of classes keep their initial values where
+        it differs; they are listed in `kept_initial`.
+
+    Raises:
+        WeightMismatch: any other difference.
+    """
+    return load_weights(detector, weights, source=source, allow_missing=(*CLASS_LAYERS, *allow_missing))

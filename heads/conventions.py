@@ -6,11 +6,10 @@ field: boxes of real-valued extent, the deltas' weights, log(1000 / 16) as the l
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
-from resnet_backbone.weights.load import WeightFile
-from resnet_backbone.weights.sources import WeightSource
+from resnet_backbone.errors import InvalidValue
 
 
 @dataclass(frozen=True)
@@ -43,10 +42,10 @@ class Conventions:
             ("mask_paste", ("exact", "integer")),
         ):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown: give {allowed[0]!r} or {allowed[1]!r}")
+                raise InvalidValue(f"{name}={getattr(self, name)!r} is unknown: give {allowed[0]!r} or {allowed[1]!r}")
         for name, value in vars(self).items():
             if isinstance(value, (int, float)) and value < 0:
-                raise ValueError(f"{name}={value} must not be negative")
+                raise InvalidValue(f"{name}={value} must not be negative")
 
 
 # detectron2 0.6's C4, DC5 and FPN configurations; torchvision 0.13 and later; mmdetection 3's _base_ models
@@ -76,17 +75,3 @@ CONVENTIONS: dict[str, Conventions] = {
         level_ratio_eps=0.25e-6,  # 1e-6 on the side over 56 px
     ),
 }
-
-
-def conventions_of(meaning: WeightSource) -> Conventions:
-    """Of the detectors of a source. Raises ValueError for a project that publishes none."""
-    if meaning.project not in CONVENTIONS:
-        raise ValueError(f"{meaning.project} has no detectors: give one of {', '.join(CONVENTIONS)}")
-    return replace(CONVENTIONS[meaning.project], norm_eps=meaning.norm_eps)
-
-
-def certified_conventions(file: WeightFile) -> Conventions | None:
-    """Those in the certificate of a detector's file of ours; None for any other file."""
-    if file.meta is None or "recipe" not in file.meta:
-        return None
-    return Conventions(**file.meta["recipe"]["conventions"])

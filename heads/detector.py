@@ -1,148 +1,209 @@
-"""RCNN: the whole journey of an image on one screen.
+"""RCNN: an image's path from pixels to detections: dense -> propose -> RoI stages -> select -> instance heads.
 
-Glossary: N images; levels: name -> (N, C, h, w); regions: pooled features of boxes; K classes.
+N images; levels: name -> (N, C, h, w); regions: pooled features of boxes; K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from resnet_backbone import Preprocess, ResNetBackbone
-from resnet_backbone.weights.keymaps import Renamed
-from resnet_backbone.weights.load import WeightFile
-from resnet_backbone.weights.sources import WeightSource
+from resnet_backbone.errors import InvalidValue
+from resnet_backbone.preprocess import Preprocess
+from resnet_backbone.protocols import Backbone
 
-from .box_head import BoxHead
+from . import selection
 from .boxes import larger_than
-from .class_lists import class_names_in
-from .conventions import certified_conventions, conventions_of
-from .keymaps import from_layout, layout_of
-from .mask_head import MaskHead
-from .roi_pool import RegionPooler
-from .rpn import RPN
-from .structures import Detections, ImageBatch, Targets
+from .roi_stage import InstanceStage, RoIStage, StageOutput, foreground
+from .rpn import RPN, RPNOutput
+from .structures import Detections, ImageBatch, ImageSize, Proposals, Targets
+from .weights import DetectorWeights
 
 
-class RCNN(nn.Module):
-    """Faster R-CNN; with instance heads, Mask R-CNN.
+class DenseOutput(NamedTuple):
+    """What is computed for whole images.
 
-    Args: the parts, in the order in which an image meets them. instance_heads: name -> (pooler, head) of what is
-    asked of every detected instance; they become the modules `<name>_regions` and `<name>_head`.
-    `preprocess` and `class_names` travel with the weights, and so does `background`: rows that torchvision's layout has
-    for it and no decision reads, kept for the way back.
+    Attributes:
+        features: level -> (N, C, h, w), what the neck returns.
+        rpn: objectness logits and deltas of every level.
     """
+
+    features: dict[str, Tensor]
+    rpn: RPNOutput
+
+
+class RCNN(DetectorWeights):
+    """Faster R-CNN; with instance heads, Mask R-CNN; with several RoI stages, Cascade R-CNN.
+
+    Args:
+        backbone: pixels -> levels.
+        neck: levels -> levels, a pyramid or nothing.
+        rpn: the region proposal network.
+        roi_stages: the stages in their order. The modules of the first are `box_regions` and `box_head`, those of a
+            later one carry its number: `box_regions2`, `box_head2`.
+        instance_heads: name -> pooler and head for detected instances; they become the modules `<name>_regions` and
+            `<name>_head`. A pooler that an RoI stage has too is shared.
+
+    Attributes:
+        preprocess: the pixel format and image size that the weights expect.
+        class_names: names of the classes, in the order of their labels.
+    """
+
+    rpn: RPN
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         neck: nn.Module,
         rpn: RPN,
-        box_regions: RegionPooler,
-        box_head: BoxHead,
-        instance_heads: Mapping[str, tuple[RegionPooler, MaskHead]],
+        roi_stages: Sequence[RoIStage],
+        instance_heads: Mapping[str, InstanceStage],
     ) -> None:
         super().__init__()
-        self.backbone, self.neck, self.rpn = backbone, neck, rpn
-        self.box_regions, self.box_head = box_regions, box_head
-        self._instances = tuple(instance_heads)
-        for name, (regions_of, head) in instance_heads.items():
-            if regions_of is not box_regions:  # a C4 detector's heads share theirs
-                self.add_module(f"{name}_regions", regions_of)
-            self.add_module(f"{name}_head", head)
-        self.preprocess: Preprocess = getattr(backbone, "preprocess", Preprocess())
-        self.class_names: tuple[str, ...] = tuple(f"class {i}" for i in range(box_head.num_classes))
-        self.background: dict[str, Tensor] = {}
+        self.backbone, self.neck, self.rpn = cast(nn.Module, backbone), neck, rpn
+        poolers: dict[int, str] = {}  # id -> module name
+        self._stages: list[tuple[str, str, Any]] = []
+        for index, stage in enumerate(roi_stages):
+            number = str(index + 1) if index else ""
+            pooler = poolers.setdefault(id(stage.pooler), f"box_regions{number}")
+            self.add_module(pooler, stage.pooler)
+            self.add_module(f"box_head{number}", stage.head)
+            self._stages.append((pooler, f"box_head{number}", stage.delta_weights))
+        self._instances: dict[str, tuple[str, str]] = {}
+        for name, instance in instance_heads.items():
+            pooler = poolers.setdefault(id(instance.pooler), f"{name}_regions")
+            self.add_module(pooler, instance.pooler)
+            self.add_module(f"{name}_head", cast(nn.Module, instance.head))
+            self._instances[name] = pooler, f"{name}_head"
+        self.preprocess = getattr(backbone, "preprocess", Preprocess())
+        self.class_names = tuple(f"class {i}" for i in range(self.box_head.num_classes))
+        self.background = {}
 
     @property
-    def instance_heads(self) -> Iterator[tuple[RegionPooler, MaskHead]]:
-        for name in self._instances:
-            yield getattr(self, f"{name}_regions", self.box_regions), getattr(self, f"{name}_head")
+    def roi_stages(self) -> list[RoIStage]:
+        """The RoI stages, in their order."""
+        return [RoIStage(getattr(self, pooler), getattr(self, head), w) for pooler, head, w in self._stages]
+
+    @property
+    def instance_heads(self) -> dict[str, InstanceStage]:
+        """Name -> pooler and head for detected instances."""
+        return {
+            name: InstanceStage(getattr(self, pooler), getattr(self, head))
+            for name, (pooler, head) in self._instances.items()
+        }
 
     def forward(self, batch: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
-        """The losses of a batch, the same names every time: loss_rpn_cls, loss_rpn_loc, loss_cls, loss_box_reg and,
-        with a mask head, loss_mask. Where there is nothing to learn from a loss is zero, with zero gradients.
+        """Compute the losses of a batch.
 
-        Raises ValueError where targets and images differ in number, a label is not below K, or a box is empty.
+        Args:
+            batch: N images.
+            targets: N targets, boxes in pixels of the batch's images.
+
+        Returns:
+            loss_rpn_cls, loss_rpn_loc, loss_cls, loss_box_reg (a later stage adds `_stage2`, ...) and the losses of the
+            instance heads (loss_mask): the same names for every batch. A loss that has nothing to learn from is zero,
+            with zero gradients.
+
+        Raises:
+            InvalidValue: images and targets differ in number, a label is not in 0..K - 1, or a box is empty.
         """
         self._check(batch, targets)
-        levels = self.neck(self.backbone(batch.pixels))
-        proposals, losses = self.rpn(levels, batch.sizes, _padded(batch), targets)
-        assigned = self.box_head.assign(proposals, targets)
-        regions = self.box_regions(levels, [a.boxes for a in assigned])
-        logits, deltas = self.box_head(regions)
-        losses |= self.box_head.losses(logits, deltas, assigned, targets)
-        positives = self.box_head.positives(assigned)
-        for regions_of, head in self.instance_heads:
-            if regions_of is self.box_regions:
-                own = regions[torch.cat([a.labels for a in assigned]) < self.box_head.num_classes]
+        dense = self.dense(batch.pixels)
+        losses = self.rpn.losses(dense.rpn, dense.features, batch, targets)
+        proposals = self.propose(dense, batch, self.rpn.spec.keep_train)
+        stages = self.roi_stages
+        for index, stage in enumerate(stages):
+            samples = stage.assign(proposals, targets)
+            output = stage(dense.features, [s.boxes for s in samples])
+            suffix = f"_stage{index + 1}" if index else ""
+            losses |= {name + suffix: loss for name, loss in stage.losses(output, samples, targets).items()}
+            if index + 1 < len(stages):
+                proposals = stage.next_proposals(output, batch.sizes)
+        num_classes = self.box_head.num_classes
+        positives = foreground(samples, num_classes)
+        for instance in self.instance_heads.values():
+            if instance.pooler is stages[-1].pooler:  # its regions were pooled already
+                regions = output.regions[torch.cat([s.labels for s in samples]) < num_classes]
             else:
-                own = regions_of(levels, [p.boxes for p in positives])
-            losses |= head.losses(head(own), positives, targets)
+                regions = instance.pooler(dense.features, [p.boxes for p in positives])
+            losses |= instance.head.losses(instance.head(regions), positives, targets)
         return losses
 
     def detect(self, batch: ImageBatch) -> list[Detections]:
-        """N detections in pixels of the batch's images, best first. Call under `torch.inference_mode()`."""
-        levels = self.neck(self.backbone(batch.pixels))
-        proposals = self.rpn.propose(levels, batch.sizes, _padded(batch))
-        logits, deltas = self.box_head(self.box_regions(levels, [p.boxes for p in proposals]))
-        detections = self.box_head.select(logits, deltas, proposals, batch.sizes)
-        for regions_of, head in self.instance_heads:
-            detections = head.detect(regions_of(levels, [d.boxes for d in detections]), detections)
+        """Detect objects. Call under `torch.inference_mode()`, in inference mode.
+
+        Args:
+            batch: N images.
+
+        Returns:
+            N detections in pixels of the batch's images, best first.
+        """
+        dense = self.dense(batch.pixels)
+        boxes = [p.boxes for p in self.propose(dense, batch, self.rpn.spec.keep_test)]
+        outputs: list[StageOutput] = []
+        stages = self.roi_stages
+        for index, stage in enumerate(stages):
+            outputs.append(stage(dense.features, boxes))
+            if index + 1 < len(stages):
+                boxes = [p.boxes for p in stage.next_proposals(outputs[-1], batch.sizes)]
+        detections = self.select(outputs, batch.sizes)
+        for instance in self.instance_heads.values():
+            regions = instance.pooler(dense.features, [d.boxes for d in detections])
+            detections = instance.head.detect(regions, detections)
         return detections
 
-    def to_native_keys(self, state: Mapping[str, Tensor]) -> Renamed:
-        """A whole detector's tensors in whatever layout (`keymaps.LAYOUTS`), under the names here."""
-        layout = layout_of(state)
-        if layout is not None:
-            return from_layout(self.state_dict(), state, layout)
-        mark = "background."
-        kept = {key.removeprefix(mark): value for key, value in state.items() if key.startswith(mark)}
-        return Renamed({key: value for key, value in state.items() if not key.startswith(mark)}, extra=kept)
+    def dense(self, pixels: Tensor) -> DenseOutput:
+        """Backbone, neck and RPN head: tensors to tensors, without decisions on data.
 
-    def check_source(self, meaning: WeightSource, file: WeightFile) -> None:
-        """Raises ValueError where this detector computes otherwise than the one that the weights were trained in."""
-        if isinstance(self.backbone, ResNetBackbone):
-            self.backbone.check_source(meaning, file)
-        wanted, mine = certified_conventions(file) or conventions_of(meaning), self.box_head.conventions
-        differing = [name for name, value in vars(wanted).items() if getattr(mine, name) != value]
-        if differing:
-            name = differing[0]
-            raise ValueError(
-                f"{file}: {len(differing)} conventions of these weights are not this detector's, first {name} "
-                f"({getattr(wanted, name)} against {getattr(mine, name)}): build_detector(..., weights=...) adopts them"
-            )
+        Args:
+            pixels: (N, 3, H, W), normalised and padded.
 
-    def apply_source(self, meaning: WeightSource | None, file: WeightFile, renamed: Renamed) -> None:
-        """Take over the weights' preprocessing and class names, and keep the background's rows for a way back."""
-        self.background = dict(renamed.extra)
-        if meaning is not None:
-            self.preprocess = meaning.preprocess
-            whole_pixels = file.meta is None and meaning.project == "detectron2" and isinstance(self.neck, nn.Identity)
-            if whole_pixels:  # detectron2 pads for a pyramid alone
-                self.preprocess = replace(meaning.preprocess, pad_to_multiple_px=1)
-        names = class_names_in(file.content, self.box_head.num_classes, renamed.layout)
-        self.class_names = names or self.class_names
+        Returns:
+            Features and the outputs of the RPN head.
+        """
+        features = self.neck(self.backbone(pixels))
+        return DenseOutput(features, self.rpn(features))
+
+    def propose(self, dense: DenseOutput, batch: ImageBatch, keep: tuple[int, int]) -> list[Proposals]:
+        """Choose proposals; arguments and result as for `RPN.propose`."""
+        return self.rpn.propose(dense.rpn, dense.features, batch, keep)
+
+    @torch.no_grad()
+    def select(self, outputs: Sequence[StageOutput], sizes: Sequence[ImageSize]) -> list[Detections]:
+        """Turn the outputs of the RoI stages into detections: threshold, decode, suppress, top-k.
+
+        Args:
+            outputs: one per stage; boxes are decoded from the last.
+            sizes: N image sizes without padding.
+
+        Returns:
+            N detections, best first.
+        """
+        last, stage = outputs[-1], self.roi_stages[-1]
+        spec, detections = stage.head.spec, []
+        for scores, deltas, boxes, size in zip(
+            selection.class_scores(outputs), last.per_image(last.deltas), last.boxes, sizes
+        ):
+            candidates = selection.above_threshold(scores, deltas, spec.min_score)
+            decoded = selection.decode_candidates(candidates, deltas, boxes, stage, size)
+            detections.append(selection.top_k(selection.suppress(decoded, spec.nms_iou), spec.max_detections))
+        return detections
 
     def _check(self, batch: ImageBatch, targets: Sequence[Targets]) -> None:
         if len(targets) != len(batch.sizes):
-            raise ValueError(f"{len(batch.sizes)} images came with {len(targets)} targets: one Targets an image")
+            raise InvalidValue(f"{len(batch.sizes)} images came with {len(targets)} targets: give one per image")
         classes = self.box_head.num_classes
-        for truth in targets:
-            if len(truth) and not 0 <= int(truth.labels.min()) <= int(truth.labels.max()) < classes:
-                raise ValueError(
-                    f"labels run from {int(truth.labels.min())} to {int(truth.labels.max())}, this detector knows "
-                    f"0..{classes - 1}: category ids are mapped to labels where the data is read"
+        for target in targets:
+            if len(target) and not 0 <= int(target.labels.min()) <= int(target.labels.max()) < classes:
+                raise InvalidValue(
+                    f"labels run from {int(target.labels.min())} to {int(target.labels.max())}, this detector has "
+                    f"0..{classes - 1}: map category ids to labels where the data is read"
                 )
-            if not bool(larger_than(truth.boxes, 0).all()):
-                empty = truth.boxes[~larger_than(truth.boxes, 0)][0].tolist()
-                raise ValueError(
+            if not bool(larger_than(target.boxes, 0).all()):
+                empty = target.boxes[~larger_than(target.boxes, 0)][0].tolist()
+                raise InvalidValue(
                     f"a target box has no area or is not finite, {empty}: drop such boxes when reading the data"
                 )
-
-
-def _padded(batch: ImageBatch) -> tuple[int, int]:
-    return batch.pixels.shape[-2], batch.pixels.shape[-1]

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resnet_backbone import FeatureSpec
+from resnet_backbone.errors import InvalidValue
 from resnet_backbone.norm import conv_layer
 
 
@@ -31,7 +32,7 @@ class FeaturePyramid(nn.Module):
         super().__init__()
         for level in levels:
             if level not in specs:
-                raise ValueError(
+                raise InvalidValue(
                     f"{level.replace('c', 'P')} needs {level.upper()}, the backbone gives {list(specs)}: "
                     f'add "{level}" to out_levels'
                 )

@@ -11,13 +11,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from resnet_backbone.errors import UserError
+
 from .structures import ImageSize
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
-class UnreadableImage(OSError):
+class UnreadableImage(UserError, OSError):
     """A file that is missing, cut off or no image; the message names it."""
 
 

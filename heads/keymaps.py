@@ -1,8 +1,8 @@
-"""How other projects name and lay out a whole detector's tensors: our state dict -> theirs, and back.
+"""How other projects name and lay out a whole detector's tensors.
 
-Every layout is one function from our key to theirs; a file is read by looking the same table up backwards, so what one
-direction places the other finds. Classes: ours are 0..K-1 with the background last, in logits alone; torchvision puts
-the background first, and gives it deltas and a mask of its own.
+Every project has one table from native keys to its own. A file is read by looking the same table up backwards, so
+whatever one direction writes the other direction reads. Classes: native labels are 0..K-1 with the background last, in
+the logits alone; torchvision puts the background first, with deltas and a mask of its own.
 """
 
 from __future__ import annotations
@@ -14,204 +14,265 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from resnet_backbone.errors import did_you_mean
-from resnet_backbone.weights.keymaps import Renamed, body_key_in_detectron2
+from resnet_backbone.errors import InvalidValue, did_you_mean
+from resnet_backbone.weights.keymaps import DETECTRON2, KeyMap, Renamed
 
 
 @dataclass(frozen=True)
 class Structure:
-    """What of a detector's structure a layout's names hang on."""
+    """What of a detector's structure the names of a layout depend on.
+
+    Attributes:
+        pyramid: whether it has a feature pyramid.
+        rpn_convs: number of convolutions in the RPN head.
+        box_convs: number of convolutions in the box head.
+    """
 
     pyramid: bool
     rpn_convs: int
     box_convs: int
 
     @classmethod
-    def of(cls, keys: Mapping[str, Tensor]) -> Structure:
-        def count(layers: str) -> int:
-            return len({key.split(".")[2] for key in keys if key.startswith(layers)})
+    def of(cls, state: Mapping[str, Tensor]) -> Structure:
+        """Read the structure from a detector's native keys."""
 
-        return cls(any(key.startswith("neck.") for key in keys), count("rpn.convs."), count("box_head.convs."))
+        def count(prefix: str) -> int:
+            return len({key.split(".")[2] for key in state if key.startswith(prefix)})
 
-
-Split = tuple[str, str, str]  # part, name, the rest: "box_head", "convs", "0.1.weight"
-
-
-def _split(key: str) -> Split:
-    part, _, rest = key.partition(".")
-    name, _, last = rest.partition(".")
-    return part, name, last
+        pyramid = any(key.startswith("neck.") for key in state)
+        return cls(pyramid, count("rpn.convs."), count("box_head.convs."))
 
 
-def _layer(last: str, *, bare: str, conv: str, norm: str) -> str:
-    """The tensor's name below a layer: of "0.0.weight" (layer 0's convolution) and "0.1.bias" (its norm) behind `conv`
-    and `norm`, of "0.weight" (a layer without a norm) behind `bare`."""
-    _, *tail = last.split(".")
-    inside = {1: bare, 2: conv if tail[0] == "0" else norm}[len(tail)]
-    return f"{inside}{tail[-1]}"
+def detectron2_keys(structure: Structure) -> KeyMap:
+    """Table for detectron2's `GeneralizedRCNN`."""
+    body = "backbone.bottom_up.{body}" if structure.pyramid else "backbone.{body}"
+    rpn_conv = "conv.conv{i}" if structure.rpn_convs > 1 else "conv"
+    rpn, box, mask = "proposal_generator.rpn_head.", "roi_heads.box_head.", "roi_heads.mask_head."
+    return KeyMap(
+        [
+            ("backbone.{body}", body, DETECTRON2),
+            ("box_regions.stage.{body}", "roi_heads.{body}", lambda body: DETECTRON2(f"layer4.{body}")),
+            ("neck.{path}.c{n}.0.{tensor}", "backbone.fpn_{path}{n}.{tensor}"),
+            ("neck.{path}.c{n}.1.{tensor}", "backbone.fpn_{path}{n}.norm.{tensor}"),
+            ("neck.{path}.c{n}.{tensor}", "backbone.fpn_{path}{n}.{tensor}"),
+            ("rpn.convs.{i}.{tensor}", rpn + rpn_conv + ".{tensor}"),
+            ("rpn.objectness.{tensor}", rpn + "objectness_logits.{tensor}"),
+            ("rpn.deltas.{tensor}", rpn + "anchor_deltas.{tensor}"),
+            ("box_head.convs.{i}.0.{tensor}", box + "conv{i+1}.{tensor}"),
+            ("box_head.convs.{i}.1.{tensor}", box + "conv{i+1}.norm.{tensor}"),
+            ("box_head.convs.{i}.{tensor}", box + "conv{i+1}.{tensor}"),
+            ("box_head.hidden.{i}.{tensor}", box + "fc{i+1}.{tensor}"),
+            ("box_head.logits.{tensor}", "roi_heads.box_predictor.cls_score.{tensor}"),
+            ("box_head.deltas.{tensor}", "roi_heads.box_predictor.bbox_pred.{tensor}"),
+            ("mask_head.convs.{i}.0.{tensor}", mask + "mask_fcn{i+1}.{tensor}"),
+            ("mask_head.convs.{i}.1.{tensor}", mask + "mask_fcn{i+1}.norm.{tensor}"),
+            ("mask_head.convs.{i}.{tensor}", mask + "mask_fcn{i+1}.{tensor}"),
+            ("mask_head.upsample.{tensor}", mask + "deconv.{tensor}"),
+            ("mask_head.logits.{tensor}", mask + "predictor.{tensor}"),
+        ]
+    )
 
 
-def key_in_detectron2(key: str, shape: Structure) -> str:
-    """Our key -> detectron2's `GeneralizedRCNN`'s."""
-    part, name, last = _split(key)
-    layer = _layer(last, bare="", conv="", norm="norm.") if name in ("lateral", "output", "convs", "hidden") else ""
-    number = int(last.split(".")[0]) + 1 if name in ("convs", "hidden") else 0
-    if part == "backbone":
-        return f"backbone.{'bottom_up.' if shape.pyramid else ''}{body_key_in_detectron2(f'{name}.{last}')}"
-    if part == "box_regions":  # a C4 detector's fifth stage
-        return "roi_heads." + body_key_in_detectron2(f"layer4.{last}")
-    if part == "neck":
-        return f"backbone.fpn_{name}{last[1]}.{layer}"
-    if part == "rpn":
-        conv = f"conv.conv{number - 1}" if shape.rpn_convs > 1 else "conv"
-        names = {
-            "convs": f"{conv}.{layer}",
-            "objectness": f"objectness_logits.{last}",
-            "deltas": f"anchor_deltas.{last}",
-        }
-        return f"proposal_generator.rpn_head.{names[name]}"
-    if part == "box_head" and name in ("logits", "deltas"):
-        return f"roi_heads.box_predictor.{'cls_score' if name == 'logits' else 'bbox_pred'}.{last}"
-    if part == "box_head":
-        return f"roi_heads.box_head.{'conv' if name == 'convs' else 'fc'}{number}.{layer}"
-    names = {"convs": f"mask_fcn{number}.{layer}", "upsample": f"deconv.{last}", "logits": f"predictor.{last}"}
-    return f"roi_heads.mask_head.{names[name]}"
+def mmdetection_keys(structure: Structure) -> KeyMap:
+    """Table for mmdetection 3's `FasterRCNN` and `MaskRCNN` with a pyramid."""
+    several = structure.rpn_convs > 1
+    box, mask = "roi_head.bbox_head.", "roi_head.mask_head."
+    return KeyMap(
+        [
+            ("backbone.{body}", "backbone.{body}"),
+            ("neck.lateral.c{n}.0.{tensor}", "neck.lateral_convs.{n-2}.conv.{tensor}"),
+            ("neck.lateral.c{n}.1.{tensor}", "neck.lateral_convs.{n-2}.bn.{tensor}"),
+            ("neck.lateral.c{n}.{tensor}", "neck.lateral_convs.{n-2}.conv.{tensor}"),
+            ("neck.output.c{n}.0.{tensor}", "neck.fpn_convs.{n-2}.conv.{tensor}"),
+            ("neck.output.c{n}.1.{tensor}", "neck.fpn_convs.{n-2}.bn.{tensor}"),
+            ("neck.output.c{n}.{tensor}", "neck.fpn_convs.{n-2}.conv.{tensor}"),
+            ("rpn.convs.{i}.{tensor}", "rpn_head.rpn_conv." + ("{i}.conv.{tensor}" if several else "{tensor}")),
+            ("rpn.objectness.{tensor}", "rpn_head.rpn_cls.{tensor}"),
+            ("rpn.deltas.{tensor}", "rpn_head.rpn_reg.{tensor}"),
+            ("box_head.convs.{i}.0.{tensor}", box + "shared_convs.{i}.conv.{tensor}"),
+            ("box_head.convs.{i}.1.{tensor}", box + "shared_convs.{i}.bn.{tensor}"),
+            ("box_head.convs.{i}.{tensor}", box + "shared_convs.{i}.conv.{tensor}"),
+            ("box_head.hidden.{i}.{tensor}", box + "shared_fcs.{i}.{tensor}"),
+            ("box_head.logits.{tensor}", box + "fc_cls.{tensor}"),
+            ("box_head.deltas.{tensor}", box + "fc_reg.{tensor}"),
+            ("mask_head.convs.{i}.0.{tensor}", mask + "convs.{i}.conv.{tensor}"),
+            ("mask_head.convs.{i}.1.{tensor}", mask + "convs.{i}.bn.{tensor}"),
+            ("mask_head.convs.{i}.{tensor}", mask + "convs.{i}.conv.{tensor}"),
+            ("mask_head.upsample.{tensor}", mask + "upsample.{tensor}"),
+            ("mask_head.logits.{tensor}", mask + "conv_logits.{tensor}"),
+        ]
+    )
 
 
-def key_in_mmdetection(key: str, shape: Structure) -> str:
-    """Our key -> mmdetection 3's `FasterRCNN`'s and `MaskRCNN`'s, with a pyramid."""
-    part, name, last = _split(key)
-    number = last.split(".")[0]
-    layer = _layer(last, bare="conv.", conv="conv.", norm="bn.") if name in ("lateral", "output", "convs") else ""
-    if part == "backbone":
-        return key
-    if part == "neck":
-        return f"neck.{'lateral' if name == 'lateral' else 'fpn'}_convs.{int(number[1:]) - 2}.{layer}"
-    if part == "rpn":
-        conv = f"rpn_conv.{number}.{layer}" if shape.rpn_convs > 1 else f"rpn_conv.{last.rpartition('.')[2]}"
-        return "rpn_head." + {"convs": conv, "objectness": f"rpn_cls.{last}", "deltas": f"rpn_reg.{last}"}[name]
-    if part == "box_head":
-        names = {"logits": f"fc_cls.{last}", "deltas": f"fc_reg.{last}", "hidden": f"shared_fcs.{last}"}
-        return "roi_head.bbox_head." + (f"shared_convs.{number}.{layer}" if name == "convs" else names[name])
-    names = {"convs": f"convs.{number}.{layer}", "upsample": f"upsample.{last}", "logits": f"conv_logits.{last}"}
-    return f"roi_head.mask_head.{names[name]}"
+def torchvision_keys(structure: Structure) -> KeyMap:
+    """Table for torchvision's `FasterRCNN` and `MaskRCNN` since 0.13 (`older_torchvision` gives the earlier names)."""
+    fpn, box, mask = "backbone.fpn.", "roi_heads.box_head.", "roi_heads.mask_head."
+    # v2's box head is one sequence: convolutions, flattening, then pairs of a hidden layer and its ReLU
+    in_sequence = [
+        (f"box_head.hidden.{i}.{{tensor}}", box + f"{structure.box_convs + 1 + 2 * i}.{{tensor}}") for i in (0, 1)
+    ]
+    return KeyMap(
+        [
+            ("backbone.{body}", "backbone.body.{body}"),
+            ("neck.lateral.c{n}.0.{tensor}", fpn + "inner_blocks.{n-2}.0.{tensor}"),
+            ("neck.lateral.c{n}.1.{tensor}", fpn + "inner_blocks.{n-2}.1.{tensor}"),
+            ("neck.lateral.c{n}.{tensor}", fpn + "inner_blocks.{n-2}.0.{tensor}"),
+            ("neck.output.c{n}.0.{tensor}", fpn + "layer_blocks.{n-2}.0.{tensor}"),
+            ("neck.output.c{n}.1.{tensor}", fpn + "layer_blocks.{n-2}.1.{tensor}"),
+            ("neck.output.c{n}.{tensor}", fpn + "layer_blocks.{n-2}.0.{tensor}"),
+            ("rpn.convs.{i}.{tensor}", "rpn.head.conv.{i}.0.{tensor}"),
+            ("rpn.objectness.{tensor}", "rpn.head.cls_logits.{tensor}"),
+            ("rpn.deltas.{tensor}", "rpn.head.bbox_pred.{tensor}"),
+            ("box_head.convs.{i}.0.{tensor}", box + "{i}.0.{tensor}"),
+            ("box_head.convs.{i}.1.{tensor}", box + "{i}.1.{tensor}"),
+            ("box_head.convs.{i}.{tensor}", box + "{i}.0.{tensor}"),
+            *(in_sequence if structure.box_convs else [("box_head.hidden.{i}.{tensor}", box + "fc{i+6}.{tensor}")]),
+            ("box_head.logits.{tensor}", "roi_heads.box_predictor.cls_score.{tensor}"),
+            ("box_head.deltas.{tensor}", "roi_heads.box_predictor.bbox_pred.{tensor}"),
+            ("mask_head.convs.{i}.0.{tensor}", mask + "{i}.0.{tensor}"),
+            ("mask_head.convs.{i}.1.{tensor}", mask + "{i}.1.{tensor}"),
+            ("mask_head.convs.{i}.{tensor}", mask + "{i}.0.{tensor}"),
+            ("mask_head.upsample.{tensor}", "roi_heads.mask_predictor.conv5_mask.{tensor}"),
+            ("mask_head.logits.{tensor}", "roi_heads.mask_predictor.mask_fcn_logits.{tensor}"),
+        ]
+    )
 
 
-def key_in_torchvision(key: str, shape: Structure) -> str:
-    """Our key -> torchvision's `FasterRCNN`'s and `MaskRCNN`'s (0.13 and later; `older_torchvision` for earlier)."""
-    part, name, last = _split(key)
-    number = last.split(".")[0]
-    layer = _layer(last, bare="0.", conv="0.", norm="1.") if name in ("lateral", "output", "convs") else ""
-    if part == "backbone":
-        return f"backbone.body.{name}.{last}"
-    if part == "neck":
-        return f"backbone.fpn.{'inner' if name == 'lateral' else 'layer'}_blocks.{int(number[1:]) - 2}.{layer}"
-    if part == "rpn":
-        names = {"convs": f"conv.{number}.{layer}", "objectness": f"cls_logits.{last}", "deltas": f"bbox_pred.{last}"}
-        return f"rpn.head.{names[name]}"
-    if part == "box_head" and name in ("logits", "deltas"):
-        return f"roi_heads.box_predictor.{'cls_score' if name == 'logits' else 'bbox_pred'}.{last}"
-    if part == "box_head":
-        # v2's box head is one sequence: convolutions, flattening, a hidden layer and its ReLU
-        hidden = shape.box_convs + 1 + 2 * int(number) if shape.box_convs else f"fc{int(number) + 6}"
-        return "roi_heads.box_head." + (
-            f"{number}.{layer}" if name == "convs" else f"{hidden}.{last.rpartition('.')[2]}"
-        )
-    if name == "convs":
-        return f"roi_heads.mask_head.{number}.{layer}"
-    return f"roi_heads.mask_predictor.{'conv5_mask' if name == 'upsample' else 'mask_fcn_logits'}.{last}"
-
-
-def older_torchvision(key: str) -> str:
-    """torchvision's key -> the one it had before 0.13, when these layers were bare convolutions."""
-    key = re.sub(r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.0\.", r"\1.", key)
-    key = re.sub(r"^rpn\.head\.conv\.0\.0\.", "rpn.head.conv.", key)
-    return re.sub(r"^roi_heads\.mask_head\.(\d)\.0\.", lambda m: f"roi_heads.mask_head.mask_fcn{int(m[1]) + 1}.", key)
+# torchvision's keys since 0.13 -> the earlier ones, when these layers were bare convolutions
+older_torchvision = KeyMap(
+    [
+        ("backbone.fpn.inner_blocks.{i}.0.{tensor}", "backbone.fpn.inner_blocks.{i}.{tensor}"),
+        ("backbone.fpn.layer_blocks.{i}.0.{tensor}", "backbone.fpn.layer_blocks.{i}.{tensor}"),
+        ("rpn.head.conv.0.0.{tensor}", "rpn.head.conv.{tensor}"),
+        ("roi_heads.mask_head.{i}.0.{tensor}", "roi_heads.mask_head.mask_fcn{i+1}.{tensor}"),
+    ]
+)
 
 
 @dataclass(frozen=True)
 class DetectorLayout:
-    """rename: our key -> the layout's; sign: a key that every such file has; candidates: the sources that write so;
-    without_pyramid: it has names for C4 and DC5 too; unused: what older files hold beside their weights."""
+    """How one project names a detector's tensors.
 
-    rename: Callable[[str, Structure], str]
-    sign: str
+    Attributes:
+        table: makes the table from native keys to the layout's, for a structure.
+        signature: a key that every such file has.
+        candidates: the sources (keys of `SOURCES`) that write so.
+        without_pyramid: whether it has names for C4 and DC5 detectors.
+        unused: pattern of keys that older files hold beside their weights.
+    """
+
+    table: Callable[[Structure], KeyMap]
+    signature: str
     candidates: tuple[str, ...]
     without_pyramid: bool = False
     unused: str = "(?!)"
 
 
+# detectron2 comes first: its files have torchvision's signature too
 LAYOUTS: dict[str, DetectorLayout] = {
     "detectron2": DetectorLayout(
-        key_in_detectron2,
+        detectron2_keys,
         "proposal_generator.rpn_head.objectness_logits.weight",
         ("detectron2", "detectron2_rgb"),
         without_pyramid=True,
         unused=r"pixel_(mean|std)$|.*anchor_generator\.cell_anchors\.",
     ),
     "mmdetection": DetectorLayout(
-        key_in_mmdetection, "roi_head.bbox_head.fc_cls.weight", ("mmdetection", "mmdetection_caffe")
+        mmdetection_keys, "roi_head.bbox_head.fc_cls.weight", ("mmdetection", "mmdetection_caffe")
     ),
     "torchvision": DetectorLayout(
-        key_in_torchvision, "roi_heads.box_predictor.cls_score.weight", ("torchvision", "torchvision_coco_v1")
+        torchvision_keys, "roi_heads.box_predictor.cls_score.weight", ("torchvision", "torchvision_coco_v1")
     ),
 }
-# detectron2's files have torchvision's sign too: theirs is looked for first
 
 
 def layout_of(state: Mapping[str, Tensor]) -> str | None:
-    """Whose names a detector's state dict has: a key of `LAYOUTS`, or None where they are ours or nobody's."""
-    return next((name for name, layout in LAYOUTS.items() if layout.sign in state), None)
+    """Tell which project named a detector's tensors.
+
+    Args:
+        state: the tensors of a file.
+
+    Returns:
+        A key of `LAYOUTS`, or None for native keys and for anything that is no detector.
+    """
+    return next((name for name, layout in LAYOUTS.items() if layout.signature in state), None)
 
 
 def candidates_of(state: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """The sources (keys of `weights.sources.SOURCES`) that a detector's file may be from; none for our own names."""
+    """The sources (keys of `SOURCES`) that a detector's file may be from; empty for native keys."""
     layout = layout_of(state)
     if layout is None:
         return ()
-    if "backbone.fpn.inner_blocks.0.1.weight" in state:  # torchvision's v2 came after its epsilon was mended
+    if "backbone.fpn.inner_blocks.0.1.weight" in state:  # torchvision published v2 after it had corrected its epsilon
         return ("torchvision",)
     return LAYOUTS[layout].candidates
 
 
-def names_in(state: Mapping[str, Tensor], layout: str) -> dict[str, str]:
-    """Our keys -> the layout's, for every tensor of a detector's state dict of ours.
+def keys_in(state: Mapping[str, Tensor], layout: str) -> dict[str, str]:
+    """Rename every key of a detector.
 
-    Raises ValueError for an unknown layout, or one that has no such detector.
+    Args:
+        state: a detector's state dict with native keys.
+        layout: a key of `LAYOUTS`.
+
+    Returns:
+        Native key -> the layout's key.
+
+    Raises:
+        InvalidValue: an unknown layout, or one that has no such detector.
     """
     if layout not in LAYOUTS:
-        raise ValueError(f"no detector's layout is called {layout!r}: {did_you_mean(layout, LAYOUTS)}")
-    shape = Structure.of(state)
-    if not shape.pyramid and not LAYOUTS[layout].without_pyramid:
-        raise ValueError(f"{layout} has no names for C4 and DC5 detectors: use detectron2's")
-    return {key: LAYOUTS[layout].rename(key, shape) for key in state}
+        raise InvalidValue(f"no detector's layout is called {layout!r}: {did_you_mean(layout, LAYOUTS)}")
+    structure = Structure.of(state)
+    if not structure.pyramid and not LAYOUTS[layout].without_pyramid:
+        raise InvalidValue(f"{layout} has no names for C4 and DC5 detectors: use layout='detectron2'")
+    table = LAYOUTS[layout].table(structure)
+    return {key: table(key) for key in state}
 
 
-def from_layout(own: Mapping[str, Tensor], state: Mapping[str, Tensor], layout: str) -> Renamed:
-    """A layout's state dict under our keys and with our order of classes. own: the detector's own state dict.
+def from_layout(detector_state: Mapping[str, Tensor], state: Mapping[str, Tensor], layout: str) -> Renamed:
+    """Bring another project's tensors to native keys and to the native order of classes.
 
-    Keys without a place keep their names, so that strict loading names them as they stand in the file.
+    Args:
+        detector_state: the state dict of the detector that will be loaded.
+        state: the tensors of the file.
+        layout: the layout of the file, a key of `LAYOUTS`.
+
+    Returns:
+        The tensors. A key without a place keeps its name, so that strict loading reports it as it is in the file.
     """
-    names, rules = names_in(own, layout), LAYOUTS[layout]
+    keys = keys_in(detector_state, layout)
     if layout == "torchvision" and not any(key.startswith("rpn.head.conv.0.0.") for key in state):
-        names = {ours: older_torchvision(theirs) for ours, theirs in names.items()}
-    back = {theirs: ours for ours, theirs in names.items()}
-    unused = tuple(key for key in state if re.match(rules.unused, key))
-    ours = {back.get(key, key): value for key, value in state.items() if key not in unused}
+        keys = {native: older_torchvision(key) for native, key in keys.items()}
+    to_native = {key: native for native, key in keys.items()}
+    unused = tuple(key for key in state if re.match(LAYOUTS[layout].unused, key))
+    renamed = {to_native.get(key, key): value for key, value in state.items() if key not in unused}
     background: dict[str, Tensor] = {}
     if layout == "torchvision":
         for key, rows in _BACKGROUND_ROWS.items():
-            if key in _MOVED and key in ours:
-                ours[key] = torch.cat([ours[key][rows:], ours[key][:rows]])
-            elif key in ours:
-                background[key], ours[key] = ours[key][:rows].clone(), ours[key][rows:]
-    return Renamed(ours, candidates_of(state), unused, layout, background)
+            if key in _MOVED and key in renamed:
+                renamed[key] = torch.cat([renamed[key][rows:], renamed[key][:rows]])
+            elif key in renamed:
+                background[key], renamed[key] = renamed[key][:rows].clone(), renamed[key][rows:]
+    return Renamed(renamed, candidates_of(state), unused, layout, background)
 
 
-def to_layout(own: Mapping[str, Tensor], layout: str, background: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our detector's state dict under a layout's names and with its order of classes; background: the rows that
-    `from_layout` gave as `extra`, by our keys; zeros without them: no decision reads these rows."""
-    state = dict(own)
+def to_layout(detector_state: Mapping[str, Tensor], layout: str, background: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Write a detector's tensors with another project's keys and in its order of classes.
+
+    Args:
+        detector_state: a detector's state dict with native keys.
+        layout: a key of `LAYOUTS`.
+        background: the rows of torchvision's background class that `from_layout` returned as `export_only`, by native
+            key. Zeros take the place of rows that are missing: no decision reads them.
+
+    Returns:
+        The layout's key -> tensor.
+
+    Raises:
+        InvalidValue: as for `keys_in`.
+    """
+    state = dict(detector_state)
     if layout == "torchvision":
         for key, rows in _BACKGROUND_ROWS.items():
             if key not in state:
@@ -221,10 +282,11 @@ def to_layout(own: Mapping[str, Tensor], layout: str, background: Mapping[str, T
             else:
                 first = background.get(key, torch.zeros_like(state[key][:rows]))
                 state[key] = torch.cat([first.to(state[key]), state[key]])
-    return {theirs: state[ours] for ours, theirs in names_in(own, layout).items()}
+    return {key: state[native] for native, key in keys_in(detector_state, layout).items()}
 
 
-# how many rows torchvision's background has, first of all: in logits ours is the last, the others ours has not
+# torchvision's background class comes first and has this many rows. In the logits the native background is the last
+# row; deltas and masks have none.
 _MOVED = ("box_head.logits.weight", "box_head.logits.bias")
 _BACKGROUND_ROWS = {
     **dict.fromkeys(_MOVED, 1),

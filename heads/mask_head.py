@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resnet_backbone.errors import InvalidValue
 from resnet_backbone.norm import conv_layer, initialise_convs
 
 from . import boxes as B
-from .box_head import Assigned
 from .conventions import Conventions
 from .masks import RoiMasks
-from .matching import mean_over_processes
+from .matching import SampledRegions, mean_over_processes
 from .settings import require_norm, require_not_negative, require_positive
 from .structures import Detections, Targets
 
@@ -69,7 +69,9 @@ class MaskHead(nn.Module):
             x = F.relu(conv(x), inplace=True)
         return self.logits(F.relu(self.upsample(x), inplace=True))[:count]
 
-    def losses(self, logits: Tensor, positives: Sequence[Assigned], targets: Sequence[Targets]) -> dict[str, Tensor]:
+    def losses(
+        self, outputs: Tensor, positives: Sequence[SampledRegions], targets: Sequence[Targets]
+    ) -> dict[str, Tensor]:
         """Binary cross-entropy on the mask of the true class, averaged over the positive regions' pixels.
 
         Raises ValueError for targets without masks.
@@ -77,15 +79,15 @@ class MaskHead(nn.Module):
         goals = []
         for region, truth in zip(positives, targets):
             if truth.masks is None:
-                raise ValueError(
+                raise InvalidValue(
                     "this detector learns masks, these targets have none: give masks, or a recipe without a mask head"
                 )
             soft = self.conventions.soft_bitmap_targets
-            goals.append(truth.masks[region.truth].crop_to(region.boxes, logits.shape[-1], soft_bitmaps=soft))
+            goals.append(truth.masks[region.matched].crop_to(region.boxes, outputs.shape[-1], soft_bitmaps=soft))
         labels = torch.cat([region.labels for region in positives])
-        own = B.promote(logits[torch.arange(len(labels), device=labels.device), labels])
+        own = B.promote(outputs[torch.arange(len(labels), device=labels.device), labels])
         total = F.binary_cross_entropy_with_logits(own, torch.cat(goals).to(own.dtype), reduction="sum")
-        divisor = mean_over_processes(len(labels), own.device).to(own.dtype) * logits.shape[-1] ** 2
+        divisor = mean_over_processes(len(labels), own.device).to(own.dtype) * outputs.shape[-1] ** 2
         return {"loss_mask": total / divisor}
 
     @torch.no_grad()

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.utils._pytree import register_pytree_node
 from torchvision.ops import roi_align
 
+from resnet_backbone.errors import InvalidValue
+
 Rle = dict[str, Any]  # {"size": [H, W], "counts": str}
 
 
@@ -74,7 +76,7 @@ class BitMasks:
 
     def __post_init__(self) -> None:
         if self.bits.ndim != 3 or self.bits.dtype != torch.bool:
-            raise ValueError(f"BitMasks wants (R, H, W) bool, got {tuple(self.bits.shape)} {self.bits.dtype}")
+            raise InvalidValue(f"BitMasks wants (R, H, W) bool, got {tuple(self.bits.shape)} {self.bits.dtype}")
 
     def __len__(self) -> int:
         return len(self.bits)
@@ -188,7 +190,7 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarra
         return coco.decode(segmentation).astype(bool)
     if isinstance(segmentation, list) and segmentation:
         return coco.decode(coco.merge(coco.frPyObjects(segmentation, height, width))).astype(bool)
-    raise ValueError(f"segmentation must be polygons or RLE, got {str(segmentation)[:60]}")
+    raise InvalidValue(f"segmentation must be polygons or RLE, got {str(segmentation)[:60]}")
 
 
 def polygons_from(segmentation: Iterable[Sequence[float]]) -> tuple[np.ndarray, ...]:
@@ -196,7 +198,7 @@ def polygons_from(segmentation: Iterable[Sequence[float]]) -> tuple[np.ndarray, 
     polygons = []
     for flat in segmentation:
         if len(flat) < 6 or len(flat) % 2:
-            raise ValueError(f"a polygon needs at least three x y pairs, got {len(flat)} numbers")
+            raise InvalidValue(f"a polygon needs at least three x y pairs, got {len(flat)} numbers")
         polygons.append(np.asarray(flat, dtype=np.float64).reshape(-1, 2))
     return tuple(polygons)
 

@@ -5,11 +5,28 @@ Glossary: G ground-truth boxes, A candidates (anchors or proposals) of one image
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
+
+
+@dataclass(frozen=True)
+class SampledRegions:
+    """Regions of one image that were sampled for the losses of a stage.
+
+    Attributes:
+        boxes: (R, 4) xyxy, pixels.
+        labels: (R,) int64, K for background.
+        matched: (R,) int64, index of the ground-truth box of each region.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    matched: Tensor
 
 
 def match(

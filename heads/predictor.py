@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from resnet_backbone.errors import InvalidType, InvalidValue
+
 from . import boxes as B
 from .detector import RCNN
 from .images import read_image, resize, resized_size, upright_rgb
@@ -34,14 +36,14 @@ class Predictor:
     def __init__(self, detector: RCNN, *, precision: str = "fp32", batch_size: int = 1) -> None:
         dtypes = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
         if precision not in dtypes:
-            raise ValueError(f"precision={precision!r} is unknown: give one of {', '.join(dtypes)}")
+            raise InvalidValue(f"precision={precision!r} is unknown: give one of {', '.join(dtypes)}")
         self.detector = detector.eval()
         self.dtype, self.batch_size = dtypes[precision], batch_size
 
     def __call__(self, images: Sequence[ImageLike]) -> list[Detections]:
         """Raises `UnreadableImage` for a path without an image, TypeError for anything that is no image."""
         if isinstance(images, (str, PathLike, np.ndarray)) or hasattr(images, "convert"):  # convert: a Pillow image
-            raise TypeError("Predictor takes a list of images: put this one in brackets")
+            raise InvalidType("Predictor takes a list of images: put this one in brackets")
         detections = []
         for start in range(0, len(images), self.batch_size):
             arrays = [as_array(image) for image in images[start : start + self.batch_size]]
@@ -90,10 +92,10 @@ def as_array(image: ImageLike) -> np.ndarray:
     """Any image that `Predictor` takes -> (H, W, 3) uint8 RGB."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise TypeError(f"arrays are (H, W, 3) uint8 RGB, this one is {image.shape} {image.dtype}")
+            raise InvalidType(f"arrays are (H, W, 3) uint8 RGB, this one is {image.shape} {image.dtype}")
         return image
     if isinstance(image, (str, PathLike)):
         return read_image(image)
     if hasattr(image, "convert"):
         return upright_rgb(image)
-    raise TypeError(f"an image is an array, a Pillow image or a path, not {type(image).__name__}")
+    raise InvalidType(f"an image is an array, a Pillow image or a path, not {type(image).__name__}")

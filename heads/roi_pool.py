@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from resnet_backbone import FeatureSpec
+from resnet_backbone.errors import InvalidValue
 
 from . import boxes as B
 from .conventions import Conventions
-from .kernels.roi_align import roi_align
+from .kernels import RoIAlign, roi_align
 
 
 class RegionPooler(nn.Module):
@@ -24,7 +25,16 @@ class RegionPooler(nn.Module):
     A region of 224 px (square root of its area) is read from the level of stride 16, one of half that side from the
     next finer level (FPN, equation 1). RoIAlign runs in the boxes' precision, never in half.
 
-    stage: what every pooled region goes through before any head reads it: C4 detectors' fifth stage.
+    Args:
+        specs: level -> channels and stride, as the neck publishes them.
+        levels: the levels that regions are read from, fine to coarse.
+        size: side of a pooled region, in bins.
+        conventions: what the projects do differently.
+        stage: a module that every pooled region goes through before a head reads it: the fifth stage of C4 detectors.
+        kernel: the implementation of RoIAlign.
+
+    Raises:
+        InvalidValue: a level that the neck does not return.
     """
 
     canonical_px = 224.0
@@ -38,13 +48,15 @@ class RegionPooler(nn.Module):
         size: int,
         conventions: Conventions,
         stage: nn.Module | None = None,
+        kernel: RoIAlign = roi_align,
     ) -> None:
         super().__init__()
         if missing := [level for level in levels if level not in specs]:
-            raise ValueError(f"regions are to be read from {missing}, the neck gives {list(specs)}: name its levels")
+            raise InvalidValue(f"regions are to be read from {missing}, the neck gives {list(specs)}: name its levels")
         self.levels, self.size, self.conventions = tuple(levels), size, conventions
         self.strides = [specs[level].stride for level in levels]
         self.stage = stage
+        self.kernel = kernel
 
     def forward(self, levels: Mapping[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """levels: level -> (N, C, h, w); boxes: N of (R, 4) -> (S, C, size, size), image by image; what the stage
@@ -75,4 +87,4 @@ class RegionPooler(nn.Module):
 
     def _align(self, feature: Tensor, regions: Tensor, stride: int) -> Tensor:
         samples, aligned = self.conventions.roi_samples, self.conventions.roi_aligned
-        return roi_align(feature, regions, size=self.size, scale=1.0 / stride, samples=samples, aligned=aligned)
+        return self.kernel(feature, regions, size=self.size, scale=1.0 / stride, samples=samples, aligned=aligned)

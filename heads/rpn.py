@@ -7,18 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
+from resnet_backbone.errors import InvalidValue
+
 from . import boxes as B
 from .anchors import AnchorGrid
 from .conventions import Conventions
 from .matching import NEGATIVE, POSITIVE, match, mean_over_processes, sample
 from .settings import require_fraction, require_positive
-from .structures import ImageSize, Proposals, Targets
+from .structures import ImageBatch, ImageSize, Proposals, Targets
 
 WEIGHTS: B.BoxWeights = (1.0, 1.0, 1.0, 1.0)
 
@@ -49,11 +52,33 @@ class RPNSpec:
         require_positive(self, "convs", "samples_per_image", "keep_before_nms_train", "keep_after_nms_train")
         require_positive(self, "keep_before_nms_test", "keep_after_nms_test")
         if self.negative_iou > self.positive_iou:
-            raise ValueError(f"negative_iou={self.negative_iou} must not exceed positive_iou={self.positive_iou}")
+            raise InvalidValue(f"negative_iou={self.negative_iou} must not exceed positive_iou={self.positive_iou}")
         if not self.anchor_ratios or min(self.anchor_ratios) <= 0:
-            raise ValueError(f"anchor_ratios={self.anchor_ratios} must be positive, and at least one")
+            raise InvalidValue(f"anchor_ratios={self.anchor_ratios} must be positive, and at least one")
         if any(not sizes or min(sizes) <= 0 for sizes in self.anchor_sizes_px):
-            raise ValueError(f"anchor_sizes_px={self.anchor_sizes_px} must be positive, at least one a level")
+            raise InvalidValue(f"anchor_sizes_px={self.anchor_sizes_px} must be positive, at least one a level")
+
+    @property
+    def keep_train(self) -> tuple[int, int]:
+        """Proposals kept in training: in a level before NMS, in an image after it."""
+        return self.keep_before_nms_train, self.keep_after_nms_train
+
+    @property
+    def keep_test(self) -> tuple[int, int]:
+        """Proposals kept at test time: in a level before NMS, in an image after it."""
+        return self.keep_before_nms_test, self.keep_after_nms_test
+
+
+class RPNOutput(NamedTuple):
+    """What the RPN head computes, for L levels.
+
+    Attributes:
+        logits: L of (N, h * w * A), objectness.
+        deltas: L of (N, h * w * A, 4).
+    """
+
+    logits: list[Tensor]
+    deltas: list[Tensor]
 
 
 class RPN(nn.Module):
@@ -71,93 +96,96 @@ class RPN(nn.Module):
             nn.init.normal_(conv.weight, std=0.01)
             nn.init.zeros_(conv.bias)
 
-    def forward(
-        self,
-        levels: Mapping[str, Tensor],
-        sizes: Sequence[ImageSize],
-        padded: tuple[int, int],
-        targets: Sequence[Targets],
-    ) -> tuple[list[Proposals], dict[str, Tensor]]:
-        """Training: N proposals (without gradient), and {"loss_rpn_cls", "loss_rpn_loc"}."""
-        logits, deltas = self.predict(levels)
-        anchors = self.anchors(levels, padded)
-        own = self.anchors.within(levels, sizes) if self.conventions.own_padding_px else [slice(None)] * len(sizes)
-        losses = self.losses(torch.cat(logits, 1), torch.cat(deltas, 1), torch.cat(anchors), targets, own)
-        keep = self.spec.keep_before_nms_train, self.spec.keep_after_nms_train
-        return self.select(logits, deltas, anchors, sizes, keep), losses
+    def forward(self, levels: Mapping[str, Tensor]) -> RPNOutput:
+        """Run the head on every level that has anchors.
 
-    def propose(
-        self, levels: Mapping[str, Tensor], sizes: Sequence[ImageSize], padded: tuple[int, int]
-    ) -> list[Proposals]:
-        """Inference: N proposals, best first."""
-        logits, deltas = self.predict(levels)
-        keep = self.spec.keep_before_nms_test, self.spec.keep_after_nms_test
-        return self.select(logits, deltas, self.anchors(levels, padded), sizes, keep)
+        Args:
+            levels: level -> (N, C, h, w).
 
-    def predict(self, levels: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """L of logits (N, h * w * A) and L of deltas (N, h * w * A, 4), at least float32, in the anchors' order."""
+        Returns:
+            Logits and deltas, at least float32, in the order of the anchors.
+        """
         logits, deltas = [], []
         for level in self.anchors.levels:
             hidden = levels[level]
             for conv in self.convs:
                 hidden = F.relu(conv(hidden), inplace=True)
-            # (N, A, h, w) -> (N, h, w, A): channels_last memory makes this free
+            # (N, A, h, w) -> (N, h, w, A): free in channels_last memory
             logits.append(B.promote(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1)))
             deltas.append(B.promote(self.deltas(hidden).permute(0, 2, 3, 1).reshape(len(hidden), -1, 4)))
-        return logits, deltas
+        return RPNOutput(logits, deltas)
 
     def losses(
-        self,
-        logits: Tensor,
-        deltas: Tensor,
-        anchors: Tensor,
-        targets: Sequence[Targets],
-        own: Sequence[Tensor | slice],
+        self, output: RPNOutput, levels: Mapping[str, Tensor], batch: ImageBatch, targets: Sequence[Targets]
     ) -> dict[str, Tensor]:
-        """logits (N, T), deltas (N, T, 4), anchors (T, 4); own: which anchors each image learns from.
+        """Binary cross-entropy of the sampled anchors and smooth L1 of the positive ones.
 
-        Both sums are divided by N * samples_per_image, or by how many were drawn (`Conventions.rpn_divisor`).
+        Both are divided by N * samples_per_image, or by the number of sampled anchors (`Conventions.rpn_divisor`).
+
+        Args:
+            output: of the head.
+            levels: level -> (N, C, h, w), for the grids of the anchors.
+            batch: the images.
+            targets: N targets.
+
+        Returns:
+            "loss_rpn_cls" and "loss_rpn_loc".
         """
-        spec, conventions, drawn = self.spec, self.conventions, 0
+        conventions, sampled_anchors = self.conventions, 0
+        logits, deltas = torch.cat(output.logits, 1), torch.cat(output.deltas, 1)
+        anchors = torch.cat(self.anchors(levels, batch.padded))
+        everything: list[Tensor | slice] = [slice(None)] * len(targets)
+        used = self.anchors.within(levels, batch.sizes) if conventions.own_padding_px else everything
         classification, regression = logits[:, :0].sum(), deltas[:, :0].sum()
-        for all_logits, all_deltas, truth, mine in zip(logits, deltas, targets, own):
-            image_logits, image_deltas, image_anchors = all_logits[mine], all_deltas[mine], anchors[mine]
-            matched, roles = match(
-                B.iou(truth.boxes, image_anchors),
-                low=spec.negative_iou,
-                high=spec.positive_iou,
-                best_from=conventions.best_anchor_min_iou,
-                best_switches=conventions.best_anchor_switches,
-            )
-            positive, negative = sample(roles, spec.samples_per_image, spec.positive_fraction)
-            drawn += len(positive) + len(negative)
-            for sampled, role in ((positive, POSITIVE), (negative, NEGATIVE)):
-                want = torch.full_like(image_logits[sampled], float(role))
-                classification = classification + F.binary_cross_entropy_with_logits(
-                    image_logits[sampled], want, reduction="sum"
-                )
-            if len(positive):
-                goal = B.encode(truth.boxes[matched[positive]], image_anchors[positive], WEIGHTS)
-                beta = conventions.rpn_smooth_l1_beta
-                regression = regression + B.smooth_l1_sum(image_deltas[positive], goal, beta)
-        total: float | Tensor = len(targets) * spec.samples_per_image
+        for image_logits, image_deltas, target, rows in zip(logits, deltas, targets, used):
+            sums = self._image_losses(image_logits[rows], image_deltas[rows], anchors[rows], target)
+            classification, regression = classification + sums[0], regression + sums[1]
+            sampled_anchors += sums[2]
+        total: float | Tensor = len(targets) * self.spec.samples_per_image
         if conventions.rpn_divisor == "sampled":
-            total = mean_over_processes(drawn, logits.device).to(logits.dtype)
+            total = mean_over_processes(sampled_anchors, logits.device).to(logits.dtype)
         return {"loss_rpn_cls": classification / total, "loss_rpn_loc": regression / total}
 
+    def _image_losses(
+        self, logits: Tensor, deltas: Tensor, anchors: Tensor, target: Targets
+    ) -> tuple[Tensor, Tensor, int]:
+        """Summed losses of one image, and how many anchors were sampled."""
+        spec, conventions = self.spec, self.conventions
+        matched, roles = match(
+            B.iou(target.boxes, anchors),
+            low=spec.negative_iou,
+            high=spec.positive_iou,
+            best_from=conventions.best_anchor_min_iou,
+            best_switches=conventions.best_anchor_switches,
+        )
+        positive, negative = sample(roles, spec.samples_per_image, spec.positive_fraction)
+        classification, regression = logits[:0].sum(), deltas[:0].sum()
+        for sampled, role in ((positive, POSITIVE), (negative, NEGATIVE)):
+            goal = torch.full_like(logits[sampled], float(role))
+            classification = classification + F.binary_cross_entropy_with_logits(logits[sampled], goal, reduction="sum")
+        if len(positive):
+            goal = B.encode(target.boxes[matched[positive]], anchors[positive], WEIGHTS)
+            regression = regression + B.smooth_l1_sum(deltas[positive], goal, conventions.rpn_smooth_l1_beta)
+        return classification, regression, len(positive) + len(negative)
+
     @torch.no_grad()
-    def select(
-        self,
-        logits: Sequence[Tensor],
-        deltas: Sequence[Tensor],
-        anchors: Sequence[Tensor],
-        sizes: Sequence[ImageSize],
-        keep: tuple[int, int],
+    def propose(
+        self, output: RPNOutput, levels: Mapping[str, Tensor], batch: ImageBatch, keep: tuple[int, int]
     ) -> list[Proposals]:
-        """Best `keep[0]` a level, decoded, clipped, freed of empty ones, NMS within a level, best `keep[1]` an
-        image."""
+        """The best anchors of every level, decoded, clipped, without empty ones, after NMS within a level.
+
+        Args:
+            output: of the head.
+            levels: level -> (N, C, h, w), for the grids of the anchors.
+            batch: the images.
+            keep: how many to keep in a level before NMS, and in an image after it (`RPNSpec.keep_train`, `keep_test`).
+
+        Returns:
+            N proposals, best first.
+        """
         scores, boxes, level_of = [], [], []
-        for index, (level_logits, level_deltas, level_anchors) in enumerate(zip(logits, deltas, anchors)):
+        anchors = self.anchors(levels, batch.padded)
+        for index, (level_logits, level_deltas, level_anchors) in enumerate(zip(*output, anchors)):
             top, where = level_logits.topk(min(keep[0], level_logits.shape[1]), dim=1)
             scores.append(top)
             chosen = level_deltas.gather(1, where[..., None].expand(-1, -1, 4))
@@ -172,7 +200,7 @@ class RPN(nn.Module):
         all_scores, all_boxes, all_levels = torch.cat(scores, 1), torch.cat(boxes, 1), torch.cat(level_of)
         return [
             self._suppress(image_scores, image_boxes, all_levels, size, keep[1])
-            for image_scores, image_boxes, size in zip(all_scores, all_boxes, sizes)
+            for image_scores, image_boxes, size in zip(all_scores, all_boxes, batch.sizes)
         ]
 
     def _suppress(self, scores: Tensor, boxes: Tensor, level_of: Tensor, size: ImageSize, keep: int) -> Proposals:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from resnet_backbone.errors import InvalidValue, did_you_mean
 from resnet_backbone.norm import NORMS
-from resnet_backbone.errors import did_you_mean
 
 HEAD_NORMS = ("none", *NORMS)
 
@@ -12,24 +12,24 @@ def require_positive(spec: object, *names: str) -> None:
     for name in names:
         value = getattr(spec, name)
         if not value > 0:
-            raise ValueError(f"{name}={value} must be greater than 0")
+            raise InvalidValue(f"{name}={value} must be greater than 0")
 
 
 def require_fraction(spec: object, *names: str) -> None:
     for name in names:
         value = getattr(spec, name)
         if not 0 <= value <= 1:
-            raise ValueError(f"{name}={value} must lie between 0 and 1")
+            raise InvalidValue(f"{name}={value} must lie between 0 and 1")
 
 
 def require_not_negative(spec: object, *names: str) -> None:
     for name in names:
         if getattr(spec, name) < 0:
-            raise ValueError(f"{name}={getattr(spec, name)} must not be negative")
+            raise InvalidValue(f"{name}={getattr(spec, name)} must not be negative")
 
 
 def require_norm(spec: object, *names: str) -> None:
     for name in names:
         value = getattr(spec, name)
         if value not in HEAD_NORMS:
-            raise ValueError(f"{name}={value!r} is unknown: {did_you_mean(value, HEAD_NORMS)}")
+            raise InvalidValue(f"{name}={value!r} is unknown: {did_you_mean(value, HEAD_NORMS)}")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import register_pytree_node
 
+from resnet_backbone.errors import InvalidValue
 from resnet_backbone.preprocess import Preprocess
 
 from .masks import BitMasks, PolygonMasks, RoiMasks
@@ -53,16 +54,16 @@ class _Container:
         name, parts = type(self).__name__, self._parts()
         boxes = parts["boxes"]
         if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.dtype not in (torch.float32, torch.float64):
-            raise ValueError(
+            raise InvalidValue(
                 f"{name}.boxes must be (R, 4) float32 or float64, xyxy in pixels; "
                 f"got {tuple(boxes.shape)} {boxes.dtype}"
             )
         for key, part in parts.items():
             if part is not None and len(part) != len(boxes):
-                raise ValueError(f"{name} has {len(boxes)} boxes but {len(part)} {key}: one {key} entry a box")
+                raise InvalidValue(f"{name} has {len(boxes)} boxes but {len(part)} {key}: one {key} entry a box")
         labels = parts.get("labels")
         if labels is not None and labels.dtype != torch.int64:
-            raise ValueError(f"{name}.labels must be int64 class indices 0..K-1, got {labels.dtype}")
+            raise InvalidValue(f"{name}.labels must be int64 class indices 0..K-1, got {labels.dtype}")
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,15 @@ class ImageBatch:
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or len(self.pixels) != len(self.sizes):
-            raise ValueError(
+            raise InvalidValue(
                 "ImageBatch wants pixels (N, 3, H, W) and N sizes; "
                 f"got {tuple(self.pixels.shape)}, {len(self.sizes)} sizes"
             )
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """Height and width of `pixels`, with the padding."""
+        return self.pixels.shape[-2], self.pixels.shape[-1]
 
     @classmethod
     def from_images(cls, images: Sequence[Tensor], preprocess: Preprocess) -> ImageBatch:

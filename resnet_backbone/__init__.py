@@ -1,13 +1,16 @@
-"""A multi-scale ResNet backbone: image -> C2..C5, with weights that load whole or not at all. Needs torch alone."""
+"""A multi-scale ResNet backbone: image -> C2..C5, with strictly loaded weights. Needs torch alone."""
 
-from .backbone import FeatureSpec, ResNetBackbone, build_backbone
+from .adapt import as_backbone
+from .backbone import ResNetBackbone
+from .build import build_backbone, build_classifier, load_weights, save_weights
 from .classifier import ResNetClassifier
+from .errors import UserError
 from .hosts import register
 from .preprocess import Preprocess
+from .protocols import Backbone, FeatureSpec
 from .specs import RESNETS, ResNetSpec
 from .weights.certificate import CertificateMismatch
-from .weights.files import save_weights
-from .weights.load import WeightMismatch, WeightReport, load_weights
+from .weights.load import WeightMismatch, WeightReport
 from .weights.sources import SOURCES, AmbiguousWeights
 
 __version__ = "0.1.0"
@@ -15,15 +18,19 @@ __all__ = [
     "RESNETS",
     "SOURCES",
     "AmbiguousWeights",
+    "Backbone",
     "CertificateMismatch",
     "FeatureSpec",
     "Preprocess",
     "ResNetBackbone",
     "ResNetClassifier",
     "ResNetSpec",
+    "UserError",
     "WeightMismatch",
     "WeightReport",
+    "as_backbone",
     "build_backbone",
+    "build_classifier",
     "load_weights",
     "register",
     "save_weights",

@@ -14,8 +14,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .backbone import FeatureSpec
+from .errors import InvalidType, InvalidValue
 from .preprocess import Preprocess
+from .protocols import FeatureSpec
 
 PROBE = (256, 320)  # height and width: multiples of 64, so that every stride up to it divides them
 BY_STRIDE = {2: "c1", 4: "c2", 8: "c3", 16: "c4", 32: "c5", 64: "c6"}
@@ -52,7 +53,7 @@ def as_backbone(
     try:
         maps = _maps(probe(module), last)
     except Exception as error:
-        raise ValueError(
+        raise InvalidValue(
             f"{type(module).__name__} gave no feature maps for an image of {PROBE[0]}x{PROBE[1]} ({error}): it must "
             "take any size (timm: img_size=..., strict_img_size=False) and return a list or dict of maps"
         ) from error
@@ -61,10 +62,10 @@ def as_backbone(
     if hasattr(published, "channels") and hasattr(published, "reduction"):
         said = [FeatureSpec(*pair) for pair in zip(published.channels(), published.reduction())]
         if said != found:
-            raise ValueError(f"{type(module).__name__} publishes {said}, but gives {found}")
+            raise InvalidValue(f"{type(module).__name__} publishes {said}, but gives {found}")
     names = list(levels) if levels is not None else [BY_STRIDE.get(spec.stride, "") for spec in found]
     if len(names) != len(found) or len(set(names)) != len(names) or not all(names):
-        raise ValueError(
+        raise InvalidValue(
             f"{type(module).__name__} gives {len(found)} maps of strides {[spec.stride for spec in found]}, named "
             f"{names}: give each its own name with levels=[...]"
         )
@@ -79,19 +80,19 @@ def check_backbone(backbone: nn.Module) -> None:
     specs = getattr(backbone, "feature_specs", None)
     what = type(backbone).__name__
     if not isinstance(specs, Mapping) or not specs:
-        raise ValueError(
+        raise InvalidValue(
             f"{what} has no feature_specs (level -> FeatureSpec): wrap it with resnet_backbone.adapt.as_backbone"
         )
     given = probe(backbone)
     if not isinstance(given, Mapping):
-        raise ValueError(f"{what} gives a {type(given).__name__}, a backbone gives a dict of levels: see as_backbone")
+        raise InvalidValue(f"{what} gives a {type(given).__name__}, a backbone gives a dict of levels: see as_backbone")
     if missing := [level for level in specs if level not in given]:
-        raise ValueError(f"{what} publishes {list(specs)}, but does not give {missing}: it gives {list(given)}")
+        raise InvalidValue(f"{what} publishes {list(specs)}, but does not give {missing}: it gives {list(given)}")
     for level, spec in specs.items():
         x = given[level]
         found = _measured(x) if isinstance(x, Tensor) and x.ndim == 4 else None
         if found != FeatureSpec(spec.channels, spec.stride):
-            raise ValueError(
+            raise InvalidValue(
                 f"{what} publishes {level} with {spec.channels} channels at stride {spec.stride}, but gives {found}: "
                 "mend its feature_specs"
             )
@@ -119,7 +120,7 @@ def _in_eval_mode(module: nn.Module) -> Iterator[None]:
 def _maps(answer: Any, channels_last: bool) -> list[Tensor]:
     maps = list(answer.values() if isinstance(answer, Mapping) else answer)
     if not all(isinstance(x, Tensor) and x.ndim == 4 for x in maps):
-        raise TypeError("not all of its outputs are maps of four dimensions")
+        raise InvalidType("not all of its outputs are maps of four dimensions")
     return [x.permute(0, 3, 1, 2) for x in maps] if channels_last else maps
 
 

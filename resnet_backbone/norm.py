@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .errors import InvalidValue
+
 Norm = Literal["frozen_bn", "bn", "bn_eval", "sync_bn", "gn"]
 NORMS: tuple[str, ...] = get_args(Norm)
 MakeNorm = Callable[[int], nn.Module]
@@ -90,7 +92,7 @@ def make_norm(kind: str, eps: float = 1e-5) -> MakeNorm:
         return partial(nn.SyncBatchNorm, eps=eps)
     if kind == "gn":
         return lambda channels: nn.GroupNorm(gcd(32, channels), channels, eps=eps)
-    raise ValueError(f"norm {kind!r} is unknown: give one of {', '.join(NORMS)}")
+    raise InvalidValue(f"norm {kind!r} is unknown: give one of {', '.join(NORMS)}")
 
 
 def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .errors import InvalidType, InvalidValue
+
 
 @dataclass(frozen=True)
 class Preprocess:
@@ -33,15 +35,15 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if self.channel_order not in ("rgb", "bgr") or self.value_range not in (1, 255):
-            raise ValueError(
+            raise InvalidValue(
                 f"channel_order={self.channel_order!r}, value_range={self.value_range!r}: give 'rgb' or 'bgr', 1 or 255"
             )
         if self.resize not in ("pillow", "opencv", "torch"):
-            raise ValueError(f"resize={self.resize!r} is unknown: give 'pillow', 'opencv' or 'torch'")
+            raise InvalidValue(f"resize={self.resize!r} is unknown: give 'pillow', 'opencv' or 'torch'")
         if min(self.std) <= 0:
-            raise ValueError(f"std={self.std} must be positive")
+            raise InvalidValue(f"std={self.std} must be positive")
         if not 0 < self.short_side_px <= self.long_side_px:
-            raise ValueError(
+            raise InvalidValue(
                 f"short_side_px={self.short_side_px} must be positive and at most long_side_px={self.long_side_px}"
             )
 
@@ -55,9 +57,9 @@ class Preprocess:
         `resize` is "torch", also floats from 0 to 255, whose precision stays. Raises TypeError or ValueError for
         anything else: floats that were normalised twice are a classic."""
         if image.dtype != torch.uint8 and not (self.resize == "torch" and image.is_floating_point()):
-            raise TypeError(f"images are uint8 RGB, 0 to 255; this one is {image.dtype}: pass it as it was read")
+            raise InvalidType(f"images are uint8 RGB, 0 to 255; this one is {image.dtype}: pass it as it was read")
         if image.ndim < 3 or image.shape[-3] != 3:
-            raise ValueError(f"images are (3, H, W) or (N, 3, H, W), this one is {tuple(image.shape)}")
+            raise InvalidValue(f"images are (3, H, W) or (N, 3, H, W), this one is {tuple(image.shape)}")
         pixels = image if image.is_floating_point() else image.to(torch.float32)
         if self.channel_order == "bgr":
             pixels = pixels.flip(-3)

@@ -7,12 +7,11 @@ Shortcut D and the deep stem: He et al., *Bag of Tricks* (arXiv:1812.01187), fig
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from .blocks import BasicBlock, Bottleneck, PlainBasicBlock, Shortcut
-from .errors import did_you_mean
+from .errors import InvalidValue, did_you_mean
 
 BlockType = type[BasicBlock] | type[Bottleneck] | type[PlainBasicBlock]
 
@@ -52,11 +51,11 @@ class ResNetSpec:
 
     def __post_init__(self) -> None:
         if len(self.depths) != len(self.widths) or not 1 <= len(self.depths) <= 4:
-            raise ValueError(
+            raise InvalidValue(
                 f"depths {self.depths} and widths {self.widths} must have the same length, 1 to 4: one entry a stage"
             )
         if min(*self.depths, *self.widths) < 1:
-            raise ValueError(f"depths {self.depths} and widths {self.widths} must be at least one everywhere")
+            raise InvalidValue(f"depths {self.depths} and widths {self.widths} must be at least one everywhere")
         for name, allowed in (
             ("shortcut", ("A", "B", "C", "D")),
             ("stride_on", ("3x3", "1x1")),
@@ -64,15 +63,17 @@ class ResNetSpec:
             ("c5_dilation", (1, 2)),
         ):
             if getattr(self, name) not in allowed:
-                raise ValueError(
+                raise InvalidValue(
                     f"{name}={getattr(self, name)!r} is unknown: give one of {', '.join(map(str, allowed))}"
                 )
         if self.stride_on == "1x1" and not issubclass(self.block, Bottleneck):
-            raise ValueError(f"stride_on='1x1' needs a bottleneck, {self.block.__name__} has no 1x1: leave it out")
+            raise InvalidValue(f"stride_on='1x1' needs a bottleneck, {self.block.__name__} has no 1x1: leave it out")
         if self.zero_init_last_norm and issubclass(self.block, PlainBasicBlock):
-            raise ValueError("zero_init_last_norm would silence a plain net: it has no shortcut to pass the signal on")
+            raise InvalidValue(
+                "zero_init_last_norm gives a plain net zero outputs, since it has no shortcut: leave it out"
+            )
         if self.c5_dilation != 1 and len(self.depths) < 4:
-            raise ValueError(f"c5_dilation={self.c5_dilation} needs a fourth stage, this net has {len(self.depths)}")
+            raise InvalidValue(f"c5_dilation={self.c5_dilation} needs a fourth stage, this net has {len(self.depths)}")
 
     @property
     def stem_width(self) -> int:
@@ -91,22 +92,8 @@ class ResNetSpec:
 def find_spec(net: str | ResNetSpec) -> ResNetSpec:
     """A row of `RESNETS` by its name; a spec is itself. Raises ValueError with the nearest name."""
     if isinstance(net, str) and net not in RESNETS:
-        raise ValueError(f"no ResNet is called {net!r}: {did_you_mean(net, RESNETS)}")
+        raise InvalidValue(f"no ResNet is called {net!r}: {did_you_mean(net, RESNETS)}")
     return RESNETS[net] if isinstance(net, str) else net
-
-
-BLOCKS: dict[str, BlockType] = {block.__name__: block for block in (BasicBlock, Bottleneck, PlainBasicBlock)}
-
-
-def spec_to_dict(spec: ResNetSpec) -> dict[str, Any]:
-    """As plain values, for a file's metadata."""
-    return {**vars(spec), "block": spec.block.__name__}
-
-
-def spec_from_dict(values: Mapping[str, Any]) -> ResNetSpec:
-    """The inverse of `spec_to_dict`, also after a way through JSON. Raises KeyError, TypeError or ValueError."""
-    lists = {name: tuple(values[name]) for name in ("depths", "widths")}
-    return ResNetSpec(**{**values, **lists, "block": BLOCKS[values["block"]]})
 
 
 def _cifar(depth: int, block: BlockType = BasicBlock, shortcut: Shortcut = "A") -> ResNetSpec:

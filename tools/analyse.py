@@ -24,13 +24,14 @@ from rich.table import Table
 from torch import Tensor
 
 from resnet_backbone import RESNETS, ResNetClassifier
+from resnet_backbone.errors import InvalidValue, MissingFile
 from tools import cli
 from tools.config.classification import ClassifierRunConfig, load_config
 from tools.data.loader import Draw
 from tools.engine.train import pick_device
 from tools.eval_cls import load_classifier
-from tools.evaluation.layer_statistics import gradient_norms, response_std
 from tools.evaluation.counts import count
+from tools.evaluation.layer_statistics import gradient_norms, response_std
 from tools.report.nets import read_run, write_counts_plot, write_layer_plot, write_run_curves
 from tools.train_cls import load_train, training_images
 
@@ -73,7 +74,9 @@ def subjects(
         net, sign, file = name.partition("=")
         if sign and net in RESNETS:
             if config is None:
-                raise ValueError(f"{name} needs --config: a configuration that names the training images to measure on")
+                raise InvalidValue(
+                    f"{name} needs --config: a configuration that names the training images to measure on"
+                )
             found.append((file, load_config(config, [f"model={net}", *overrides])))
         else:
             found.append((name, load_config(_run(name) / "config.yaml", overrides)))
@@ -82,7 +85,7 @@ def subjects(
 
 def _run(name: str) -> Path:
     if not (Path(name) / "config.yaml").is_file():
-        raise FileNotFoundError(f"no run in {name}: name folders that train_cls.py wrote")
+        raise MissingFile(f"no run in {name}: name folders that train_cls.py wrote")
     return Path(name)
 
 
@@ -176,12 +179,12 @@ def main() -> int:
     parser.add_argument("--initial", action="store_true", help="responses, gradients: the nets before training")
     args = parser.parse_args()
     if args.what in ("counts", "curves") and (args.config or args.set):
-        raise ValueError(f"{args.what} reads what is written: --config and --set are for responses and gradients")
+        raise InvalidValue(f"{args.what} reads what is written: --config and --set are for responses and gradients")
     if args.what == "counts":
         counts(args.runs or list(RESNETS), args.out)
         return 0
     if not args.runs:
-        raise ValueError(f"{args.what} needs the folders of runs: name at least one")
+        raise InvalidValue(f"{args.what} needs the folders of runs: name at least one")
     if args.what == "curves":
         curves([_run(run) for run in args.runs], args.out)
     else:

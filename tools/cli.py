@@ -1,36 +1,29 @@
-"""What the commands share: their options, and errors that a person can act on instead of a traceback."""
+"""What the commands share: their options, and how errors are shown."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
-from rich.console import Console
+from resnet_backbone.errors import UserError
 
-from heads.images import UnreadableImage
-from resnet_backbone import WeightMismatch
-from resnet_backbone.weights.load import checkpoint_of as last_checkpoint
-
-from .settings import CommonConfig, ConfigError, settings
-
-CONSOLE = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-# what a caller did wrong, or a file did: its message is enough
-EXPECTED = (
-    ConfigError,
-    WeightMismatch,
-    UnreadableImage,
-    FileNotFoundError,
-    FileExistsError,
-    ConnectionError,
-    ValueError,
-)
+from .config.settings import CommonConfig, settings
+from .console import CONSOLE
 
 
 def parser(description: str, *, config: type[CommonConfig] | None = None) -> argparse.ArgumentParser:
-    """With a kind of configuration: `--set a.b=c`, and a `--help` that lists its settings with defaults and units."""
+    """Make a command's parser, with `--debug`.
+
+    Args:
+        description: the help text.
+        config: a kind of configuration; adds `--set a.b=c`, and lists its settings with defaults and units in the help.
+
+    Returns:
+        The parser.
+    """
     epilog = None
     if config is not None:
         rows = [f"  {name:38} {text}" for name, text in settings(config)]
@@ -38,6 +31,7 @@ def parser(description: str, *, config: type[CommonConfig] | None = None) -> arg
     made = argparse.ArgumentParser(
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    made.add_argument("--debug", action="store_true", help="show the traceback of every error")
     if config is not None:
         made.add_argument(
             "--set", action="append", default=[], metavar="A.B=C", help="override one setting; repeatable"
@@ -46,21 +40,30 @@ def parser(description: str, *, config: type[CommonConfig] | None = None) -> arg
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Exit codes: 0 done, 1 training failed, 2 the call cannot be carried out, 130 stopped on request."""
+    """Run a command and exit.
+
+    A `UserError` is printed as one message. Any other exception is a fault of this project and is printed with its
+    traceback; `--debug` prints every traceback. Exit codes: 0 done, 1 training failed or a fault of this project, 2 the
+    command cannot be carried out, 130 stopped on request.
+
+    Args:
+        main: the command; its result is the exit code.
+    """
     warnings.filterwarnings("ignore", message=".*__array__ implementation doesn't accept a copy keyword.*")
     try:
         sys.exit(main() or 0)
     except KeyboardInterrupt as stop:
         CONSOLE.print(f"[yellow]{stop or 'stopped'}[/]", markup=True)
         sys.exit(130)
-    except FloatingPointError as error:
+    except UserError as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1 if isinstance(error, FloatingPointError) else 2)
+    except Exception:
+        traceback.print_exc()
+        print(
+            "error: this is a fault of resnet-backbone, not of your input: please report it with the lines above",
+            file=sys.stderr,
+        )
         sys.exit(1)
-    except EXPECTED as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-def checkpoint_of(run_or_weights: Path) -> Path:
-    """A run's folder -> its last checkpoint; a file is itself. Raises FileNotFoundError."""
-    return last_checkpoint(run_or_weights) if run_or_weights.is_dir() else run_or_weights

@@ -24,11 +24,11 @@ from heads.files import load_detector, save_atomically, save_detector
 from heads.keymaps import LAYOUTS as DETECTOR_LAYOUTS
 from heads.keymaps import candidates_of, layout_of, to_layout
 from resnet_backbone import RESNETS, ResNetBackbone, ResNetClassifier, load_weights
+from resnet_backbone.errors import InvalidValue, did_you_mean
 from resnet_backbone.specs import spec_from_dict
-from resnet_backbone.errors import did_you_mean
 from resnet_backbone.weights.certificate import body_certificate
 from resnet_backbone.weights.keymaps import Renamed, body_in_layout, rename_body
-from resnet_backbone.weights.load import WeightFile, source_of, read_weights
+from resnet_backbone.weights.load import WeightFile, read_weights, source_of
 from resnet_backbone.weights.sources import SOURCES, WeightSource
 from tools import cli
 
@@ -49,7 +49,7 @@ def _detector(file: WeightFile, out: Path, to: str, name: str | None, source: st
     else:
         if name not in DETECTORS:
             what = "give --recipe" if name is None else f"no recipe is called {name!r}"
-            raise ValueError(f"{file} is a whole detector: {what}: {did_you_mean(name, DETECTORS)}")
+            raise InvalidValue(f"{file} is a whole detector: {what}: {did_you_mean(name, DETECTORS)}")
         meaning = source_of(file, Renamed({}, candidates_of(file.state)), source)
         assert meaning is not None
         recipe = adopted(DETECTORS[name], meaning, file, with_stride=True)
@@ -60,7 +60,7 @@ def _detector(file: WeightFile, out: Path, to: str, name: str | None, source: st
         save_detector(detector, recipe, out, source=said)
         return f"{out}: our certified file, {len(detector.class_names)} classes, {said}"
     if to not in DETECTOR_LAYOUTS:
-        raise ValueError(f"--to {to} has no detectors: give ours or {', '.join(DETECTOR_LAYOUTS)}")
+        raise InvalidValue(f"--to {to} has no detectors: give ours or {', '.join(DETECTOR_LAYOUTS)}")
     state = to_layout(detector.state_dict(), to, detector.background)
     save_atomically(_wrapped(state, to, out), out)
     return f"{out}: {len(state)} tensors under {to}'s names\n{_host_settings(detector, recipe.stride_on)}"
@@ -73,7 +73,7 @@ def _classes_of(file: WeightFile) -> int:
 
 def _net(file: WeightFile, out: Path, to: str, source: str | None) -> str:
     if to not in ("ours", *NETS):
-        raise ValueError(f"--to {to} has no names for a net without heads: give ours or {', '.join(NETS)}")
+        raise InvalidValue(f"--to {to} has no names for a net without heads: give ours or {', '.join(NETS)}")
     net = certified_net(file.meta, file.state) if file.meta else recognise(file.state)
     meaning = source_of(file, net.to_native_keys(file.state), source)
     if meaning is not None and meaning.stride_on != net.spec.stride_on and net.spec.block.expansion > 1:
@@ -114,7 +114,7 @@ def recognise(state: dict[str, Tensor], *, stride_on: str = "3x3") -> ResNetBack
             if "fc.weight" in found:
                 return ResNetClassifier(spec, num_classes=len(found["fc.weight"]))
             return ResNetBackbone(spec, norm="bn", out_levels=[stage.level for stage in spec.stages])
-    raise ValueError(f"these are the tensors of no net that we know ({', '.join(RESNETS)}), nor of a detector")
+    raise InvalidValue(f"these are the tensors of no net that we know ({', '.join(RESNETS)}), nor of a detector")
 
 
 def _source_name(meaning: WeightSource) -> str:
@@ -154,7 +154,7 @@ def main() -> int:
     parser.add_argument("--source", choices=tuple(SOURCES), help="whose the weights are, where the file does not tell")
     args = parser.parse_args()
     if args.out.suffix not in (".pth", ".safetensors"):
-        raise ValueError(f"{args.out}: name it .pth or .safetensors")
+        raise InvalidValue(f"{args.out}: name it .pth or .safetensors")
     given = cli.checkpoint_of(Path(args.weights)) if Path(args.weights).is_dir() else args.weights
     file = read_weights(given, net=args.net)
     cli.CONSOLE.print(convert(file, args.out, to=args.to, recipe=args.recipe, source=args.source))

@@ -26,9 +26,10 @@ from rich.table import Table
 from heads import predictor
 from heads.conventions import Conventions
 from heads.files import load_detector
-from heads.keymaps import candidates_of, layout_of
 from heads.images import UnreadableImage
+from heads.keymaps import candidates_of, layout_of
 from heads.structures import Detections, ImageSize
+from resnet_backbone.errors import InvalidValue
 from resnet_backbone.weights.certificate import TOLERANCE, CertificateMismatch
 from resnet_backbone.weights.load import WeightFile, read_weights
 from resnet_backbone.weights.sources import SOURCES, AmbiguousWeights, resolve_source
@@ -69,7 +70,7 @@ def carry(record: ImageRecord, config: RunConfig) -> Detections:
 def oracle(config: RunConfig) -> list[Check]:
     """The checks, in the order in which a fault should be looked for."""
     if config.data.val is None:
-        raise ValueError("there is nothing to check: set data.val.images and data.val.annotations")
+        raise InvalidValue("there is nothing to check: set data.val.images and data.val.annotations")
     split = config.data.val
     data = load_split(split, masks=True)
     unreadable: list[str] = []
@@ -161,11 +162,17 @@ def facts(file: WeightFile) -> dict[str, str]:
     meta = file.meta
     if meta is None:
         detector = layout_of(file.state)
-        candidates = candidates_of(file.state) if detector else recognise(file.state).to_native_keys(file.state).candidates
+        candidates = (
+            candidates_of(file.state) if detector else recognise(file.state).to_native_keys(file.state).candidates
+        )
         said["kind"] = f"a detector under {detector}'s names" if detector else "a net without heads"
         said["certificate"] = "none: it is not a file of ours (tools/convert_weights.py makes one of it)"
         try:
-            source = resolve_source(candidates, asked=None, content=file.content, path=file.path) if candidates else "unknown"
+            source = (
+                resolve_source(candidates, asked=None, content=file.content, path=file.path)
+                if candidates
+                else "unknown"
+            )
             said["source"] = f"{source}: {SOURCES[source]}" if source in SOURCES else source
         except AmbiguousWeights:
             choices = (f"{name} ({SOURCES[name]})" for name in candidates)

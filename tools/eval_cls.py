@@ -20,14 +20,15 @@ from torch import Tensor
 
 from heads.images import UnreadableImage
 from resnet_backbone import ResNetClassifier, load_weights
+from resnet_backbone.errors import InvalidValue, MissingFile
 from resnet_backbone.specs import spec_from_dict
 from resnet_backbone.weights.load import read_weights
 from tools import cli
 from tools.config.classification import ClassifierRunConfig, LabelledSplitConfig, load_config
 from tools.data.labelled import LabelledData, LabelledImage, load_labelled
 from tools.engine.train import pick_device, pick_precision
-from tools.evaluation.topk import ClassScores, classes_table, score_labels
 from tools.evaluation.multi_crop import Views, probabilities, scorer
+from tools.evaluation.topk import ClassScores, classes_table, score_labels
 
 
 def load_split(split: LabelledSplitConfig) -> LabelledData:
@@ -38,7 +39,7 @@ def load_split(split: LabelledSplitConfig) -> LabelledData:
 def load_val(config: ClassifierRunConfig) -> LabelledData:
     """The split to score on."""
     if config.data.val is None:
-        raise ValueError("there is nothing to score on: set data.val.images")
+        raise InvalidValue("there is nothing to score on: set data.val.images")
     data = load_split(config.data.val)
     return data.kept_in_memory() if config.data.keep_decoded else data
 
@@ -89,10 +90,10 @@ def load_classifier(
         load_weights(net, file, source=config.weights_source)
         return net, class_names
     if file.meta["kind"] != "classifier":
-        raise ValueError(f"{file} holds a {file.meta['kind']}, no classifier: train_cls.py writes those")
+        raise InvalidValue(f"{file} holds a {file.meta['kind']}, no classifier: train_cls.py writes those")
     names = tuple(file.meta["class_names"])
     if names != class_names:
-        raise ValueError(
+        raise InvalidValue(
             f"{file} knows {len(names)} classes ({', '.join(names[:3])} ...), the data has {len(class_names)} "
             f"({', '.join(class_names[:3])} ...): score it on its own classes, in their order"
         )
@@ -119,7 +120,7 @@ def main() -> int:
     given = Path(args.run_or_weights)
     is_run = given.is_dir()
     if args.config is None and not is_run:
-        raise FileNotFoundError(f"{given} has no config.yaml to say what to score on: name a CONFIG after the weights")
+        raise MissingFile(f"{given} has no config.yaml to say what to score on: name a CONFIG after the weights")
     config = load_config(args.config or given / "config.yaml", args.set)
     data = load_val(config)
     net, _ = load_classifier(str(given), config, data.class_names)

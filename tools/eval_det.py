@@ -19,6 +19,7 @@ from heads.detector import RCNN
 from heads.files import load_detector
 from heads.images import UnreadableImage
 from heads.predictor import Predictor
+from resnet_backbone.errors import InvalidValue, MissingFile
 from tools import cli
 from tools.config.detection import RunConfig, SplitConfig, load_config
 from tools.data.coco import CocoData, ImageRecord, load_coco, restrict
@@ -33,7 +34,7 @@ from tools.evaluation.table import scores_table
 def load_val(config: RunConfig) -> CocoData:
     """The split to score on, with images that have no boxes: a false alarm counts there too."""
     if config.data.val is None:
-        raise ValueError("there is nothing to score on: set data.val.images and data.val.annotations")
+        raise InvalidValue("there is nothing to score on: set data.val.images and data.val.annotations")
     return load_split(config.data.val, skip_missing=config.data.on_bad_image == "skip")
 
 
@@ -95,7 +96,7 @@ def main() -> int:
     checkpoint = cli.checkpoint_of(args.run_or_weights)
     run = args.run_or_weights if args.run_or_weights.is_dir() else checkpoint.parent
     if args.config is None and not (run / "config.yaml").is_file():
-        raise FileNotFoundError(f"{run} has no config.yaml to say what to score on: name a CONFIG after the weights")
+        raise MissingFile(f"{run} has no config.yaml to say what to score on: name a CONFIG after the weights")
     config = load_config(args.config or run / "config.yaml", args.set)
     detector, _ = load_detector(checkpoint)
     detector.to(pick_device(config.train.device))

@@ -19,8 +19,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from rich.console import Console
 
 from resnet_backbone import ResNetClassifier, load_weights
+from resnet_backbone.errors import InvalidValue
 from tools import cli
-from tools.jobs import runs
 from tools.config.classification import ClassifierRunConfig
 from tools.data.crops import RandomCrop
 from tools.data.labelled import LabelledData
@@ -28,6 +28,7 @@ from tools.data.loader import BatchPlan, TrainingImages
 from tools.engine.tasks import Classification
 from tools.eval_cls import load_split, load_val, predict, write_scores
 from tools.evaluation.topk import classes_table, score_labels
+from tools.jobs import runs
 from tools.report.curves import write_loss_curve
 from tools.report.page import write_page
 from tools.report.summary import classes_summary_table
@@ -49,7 +50,7 @@ def train(config: ClassifierRunConfig, accelerator: Accelerator, *, resume: bool
     data = load_train(config)
     val = load_val(config) if config.data.val is not None else None
     if val is not None and val.class_names != data.class_names:
-        raise ValueError(
+        raise InvalidValue(
             f"data.train has {len(data.class_names)} classes and data.val {len(val.class_names)}, or in another order: "
             "give both the same folders, or one class_index"
         )
@@ -82,7 +83,7 @@ def train(config: ClassifierRunConfig, accelerator: Accelerator, *, resume: bool
 def load_train(config: ClassifierRunConfig) -> LabelledData:
     """The training split, restricted and, for a check, with its labels dealt out anew."""
     if config.data.train is None:
-        raise ValueError("there is nothing to train on: set data.train.images")
+        raise InvalidValue("there is nothing to train on: set data.train.images")
     data = load_split(config.data.train)
     if config.data.shuffle_labels:
         data = data.shuffled(config.train.seed)

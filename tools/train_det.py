@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from rich.console import Console
 
-from heads.build import assemble, empty_backbone, fine_tune, check_frozen_head_norms
+from heads.build import assemble, check_frozen_head_norms, empty_backbone, fine_tune
 from heads.detector import RCNN
 from heads.files import load_detector
 from heads.masks import BitMasks, PolygonMasks
@@ -28,8 +28,8 @@ from heads.predictor import Predictor
 from heads.structures import Targets
 from resnet_backbone import WeightReport, load_weights
 from resnet_backbone.backbone import check_frozen_has_weights
+from resnet_backbone.errors import InvalidValue
 from tools import cli
-from tools.jobs import runs
 from tools.config.detection import RunConfig
 from tools.data.augment import Augment
 from tools.data.coco import CocoData
@@ -37,6 +37,7 @@ from tools.data.loader import BatchPlan, TrainingImages, read_checked
 from tools.engine.tasks import Detection
 from tools.eval_det import kinds_of, load_split, load_val, predict_results, score, write_scores
 from tools.evaluation.table import scores_table
+from tools.jobs import runs
 from tools.predict import picture
 from tools.report.curves import write_loss_curve
 from tools.report.draw import draw_instances
@@ -78,7 +79,7 @@ def train(config: RunConfig, accelerator: Accelerator, *, resume: bool) -> RCNN:
 def load_train(config: RunConfig) -> CocoData:
     """The training split, restricted as the settings say."""
     if config.data.train is None:
-        raise ValueError("there is nothing to train on: set data.train.images and data.train.annotations")
+        raise InvalidValue("there is nothing to train on: set data.train.images and data.train.annotations")
     split = config.data.train
     return load_split(
         split,
@@ -129,7 +130,7 @@ def _refuse_other_order(report: WeightReport, source: RCNN, data: CocoData) -> N
     if not any(key.startswith("box_head.logits") for key in report.kept_initial) and (
         source.class_names != data.class_names
     ):
-        raise ValueError(
+        raise InvalidValue(
             f"{len(data.class_names)} classes here and in the weights, with other names or another order "
             f"({', '.join(source.class_names[:4])} ... against {', '.join(data.class_names[:4])} ...): bring the "
             "categories into the same order"

@@ -1,9 +1,10 @@
-"""RoIAlign as two matrix products, for the small grids of a CPU run; torchvision's kernel for everything else.
+"""Implementations of RoIAlign (He et al., *Mask R-CNN*, 2017).
 
-Glossary: R regions, C channels, H x W the grid, P bins a side. RoIAlign averages bilinear samples on a regular grid in
-each bin; sample positions and bilinear weights are products of a row and a column part, so the whole operation is
-out[c] = rows @ feature[c] @ columns^T with rows (P, H) and columns (P, W). torchvision's CPU kernel scatters gradients
-one by one on one core; matrix products use all of them.
+torchvision's operator, the same operator on slices of the channels, and two matrix products. R regions, C channels,
+H x W the grid, P bins per side. RoIAlign averages bilinear samples on a regular grid in each bin. Positions and weights
+of the samples are products of a row part and a column part, so the operation is out[c] = rows @ feature[c] @ columns^T
+with rows (P, H) and columns (P, W). torchvision's CPU operator scatters gradients on one core; matrix products use all
+cores.
 """
 
 from __future__ import annotations
@@ -17,20 +18,25 @@ import torch
 import torchvision
 from torch import Tensor
 
-# where both cost the same on a CPU: the products grow with H * W, the kernel does not
+# cells of a grid where both cost the same on a CPU: the cost of the products grows with H * W, the operator's does not
 SMALL_GRID = 8192
 
 
-def roi_align(feature: Tensor, regions: Tensor, *, size: int, scale: float, samples: int, aligned: bool) -> Tensor:
-    """feature (N, C, H, W), regions (R, 5) [image, x1, y1, x2, y2] -> (R, C, size, size) in the regions' precision.
+def roi_align_operator(
+    feature: Tensor, regions: Tensor, *, size: int, scale: float, samples: int, aligned: bool
+) -> Tensor:
+    """torchvision's operator; arguments as for `heads.kernels.RoIAlign`."""
+    # it reads planes, and would copy a channels_last feature by itself
+    return torchvision.ops.roi_align(feature.contiguous(), regions, size, scale, samples, aligned)
 
-    The function of `torchvision.ops.roi_align`: samples 0 takes as many as pixels under the bin; aligned shifts by
-    half a pixel.
+
+def roi_align_by_channels(
+    feature: Tensor, regions: Tensor, *, size: int, scale: float, samples: int, aligned: bool
+) -> Tensor:
+    """torchvision's CPU operator on one slice of the channels per thread; arguments as for `heads.kernels.RoIAlign`.
+
+    The operator works on one core, and its backward pass would be the longest part of a training step.
     """
-    feature = feature.to(regions.dtype)
-    if feature.device.type == "cpu" and feature.shape[2] * feature.shape[3] <= SMALL_GRID:
-        return separable_roi_align(feature, regions, size=size, scale=scale, samples=samples, aligned=aligned)
-    # torchvision's kernels read planes: they would copy a channels_last feature on their own
     kernel = partial(
         torchvision.ops.roi_align,
         boxes=regions,
@@ -39,15 +45,11 @@ def roi_align(feature: Tensor, regions: Tensor, *, size: int, scale: float, samp
         sampling_ratio=samples,
         aligned=aligned,
     )
-    if feature.device.type == "cpu" and feature.requires_grad and torch.is_grad_enabled():
-        return _ByChannels.apply(feature, kernel)
-    return kernel(feature.contiguous())
+    out: Tensor = _ByChannels.apply(feature, kernel)
+    return out
 
 
 class _ByChannels(torch.autograd.Function):
-    """torchvision's CPU kernel on one slice of the channels a thread: it works on one core, and its backward pass
-    would be the longest part of a training step."""
-
     @staticmethod
     def forward(ctx: Any, feature: Tensor, kernel: Callable[[Tensor], Tensor]) -> Tensor:
         slices = [part.contiguous() for part in feature.detach().chunk(torch.get_num_threads(), dim=1)]
@@ -70,10 +72,10 @@ def _with_graph(part: Tensor, kernel: Callable[[Tensor], Tensor]) -> tuple[Tenso
         return part, kernel(part)
 
 
-def separable_roi_align(
+def roi_align_products(
     feature: Tensor, regions: Tensor, *, size: int, scale: float, samples: int, aligned: bool
 ) -> Tensor:
-    """As `roi_align`, by matrix products; the regions carry no gradient (nor do they in torchvision's)."""
+    """Two matrix products; arguments as for `heads.kernels.RoIAlign`. Regions get no gradient, as in torchvision."""
     height, width = feature.shape[2:]
     edges = regions[:, 1:].detach() * scale - (0.5 if aligned else 0.0)
     extent = edges[:, 2:] - edges[:, :2]

@@ -11,7 +11,7 @@ import importlib.util
 import re
 from dataclasses import dataclass
 
-from ..errors import did_you_mean
+from ..errors import InvalidValue, MissingPackage, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,15 @@ def register(host: str) -> None:
 def require(host: str) -> None:
     """Raises ValueError for an unknown host; ImportError with the version found, the one wanted, and the command."""
     if host not in HOSTS:
-        raise ValueError(f"no host is called {host!r}: {did_you_mean(host, HOSTS)}")
+        raise InvalidValue(f"no host is called {host!r}: {did_you_mean(host, HOSTS)}")
     wanted = HOSTS[host]
     if importlib.util.find_spec(wanted.package) is None:
-        raise ImportError(
+        raise MissingPackage(
             f"{wanted.distribution} is not installed, {wanted.at_least} or newer is wanted: {wanted.install}"
         )
     found = importlib.metadata.version(wanted.distribution)
     if _numbers(found) < _numbers(wanted.at_least):
-        raise ImportError(
+        raise MissingPackage(
             f"{wanted.distribution} {found} is too old, {wanted.at_least} or newer is wanted: {wanted.install}"
         )
 

@@ -13,8 +13,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..backbone import ResNetBody
+from ..errors import InvalidValue
 from ..specs import RESNETS, ResNetSpec
-from ..weights.keymaps import body_key_in_detectron2
+from ..weights.keymaps import DETECTRON2
 
 NORMS = {"FrozenBN": "frozen_bn", "BN": "bn", "SyncBN": "sync_bn", "nnSyncBN": "sync_bn", "GN": "gn"}
 LEVELS = {"stem": "stem", "res2": "c2", "res3": "c3", "res4": "c4", "res5": "c5"}
@@ -43,9 +44,9 @@ class Detectron2ResNet(ResNetBody):
         if stride_in_1x1 is not None and spec.block.expansion > 1:
             spec = replace(spec, stride_on="1x1" if stride_in_1x1 else "3x3")
         if norm not in NORMS:
-            raise ValueError(f"norm {norm!r} is not here: give one of {', '.join(NORMS)}")
+            raise InvalidValue(f"norm {norm!r} is not here: give one of {', '.join(NORMS)}")
         if missing := [name for name in out_features if name not in LEVELS]:
-            raise ValueError(f"out_features {missing} are not here: give some of {', '.join(LEVELS)}")
+            raise InvalidValue(f"out_features {missing} are not here: give some of {', '.join(LEVELS)}")
         levels = [LEVELS[name] for name in out_features]
         super().__init__(spec, norm=NORMS[norm], out_levels=levels, frozen_stages=freeze_at)
         ours = {level: name for name, level in LEVELS.items()}
@@ -82,12 +83,12 @@ class Detectron2ResNet(ResNetBody):
 
 def _to_detectron2(body: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
     for key in [key for key in state if key.startswith(prefix)]:
-        state[prefix + body_key_in_detectron2(key.removeprefix(prefix))] = state.pop(key)
+        state[prefix + DETECTRON2(key.removeprefix(prefix))] = state.pop(key)
 
 
 def _from_detectron2(body: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     own = [*dict(body.named_parameters()), *dict(body.named_buffers())]
-    ours = {body_key_in_detectron2(key): key for key in own}
+    ours = {DETECTRON2(key): key for key in own}
     for key in [key for key in state if key.startswith(prefix)]:
         name = key.removeprefix(prefix)
         if name in ours:
@@ -99,7 +100,7 @@ def _net_of(cfg: Any) -> ResNetSpec:
     asked = cfg.MODEL.RESNETS
     spec = RESNETS.get(f"resnet{asked.DEPTH}")
     if spec is None:
-        raise ValueError(f"MODEL.RESNETS.DEPTH={asked.DEPTH} is not here: give 18, 34, 50, 101 or 152")
+        raise InvalidValue(f"MODEL.RESNETS.DEPTH={asked.DEPTH} is not here: give 18, 34, 50, 101 or 152")
     spec = replace(spec, c5_dilation=asked.RES5_DILATION)
     ours = {
         "NUM_GROUPS": 1,
@@ -109,16 +110,16 @@ def _net_of(cfg: Any) -> ResNetSpec:
     }
     for key, value in ours.items():
         if asked[key] != value:
-            raise ValueError(f"MODEL.RESNETS.{key}={asked[key]} is not here: a ResNet-{asked.DEPTH} has {value}")
+            raise InvalidValue(f"MODEL.RESNETS.{key}={asked[key]} is not here: a ResNet-{asked.DEPTH} has {value}")
     if any(asked.DEFORM_ON_PER_STAGE):
-        raise ValueError("MODEL.RESNETS.DEFORM_ON_PER_STAGE: deformable convolutions are not here, set all to False")
+        raise InvalidValue("MODEL.RESNETS.DEFORM_ON_PER_STAGE: deformable convolutions are not here, set all to False")
     return spec
 
 
 def build_resnet(cfg: Any, input_shape: Any = None) -> Detectron2ResNet:
     """The builder behind MODEL.BACKBONE.NAME "resnet_backbone"."""
     if input_shape is not None and input_shape.channels != 3:
-        raise ValueError(f"images of {input_shape.channels} channels: MODEL.PIXEL_MEAN and PIXEL_STD must have three")
+        raise InvalidValue(f"images of {input_shape.channels} channels: MODEL.PIXEL_MEAN and PIXEL_STD must have three")
     return Detectron2ResNet(
         _net_of(cfg),
         out_features=cfg.MODEL.RESNETS.OUT_FEATURES,

@@ -13,8 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from ..backbone import ResNetBody
+from ..build import load_weights
+from ..errors import InvalidValue
 from ..specs import RESNETS
-from ..weights.load import load_weights
 from .parts import imagenet_net, set_input_channels
 
 
@@ -43,13 +44,13 @@ class MMResNet(ResNetBody):
     ) -> None:
         spec = RESNETS[imagenet_net(f"resnet{depth}")]
         if num_stages != 4:
-            raise ValueError(f"num_stages={num_stages} is not here: leave it at 4, out_indices says what is built")
+            raise InvalidValue(f"num_stages={num_stages} is not here: leave it at 4, out_indices says what is built")
         if style not in ("pytorch", "caffe"):
-            raise ValueError(f"style={style!r} is unknown: give 'pytorch' or 'caffe'")
+            raise InvalidValue(f"style={style!r} is unknown: give 'pytorch' or 'caffe'")
         if not all(0 <= index <= 3 for index in out_indices):
-            raise ValueError(f"out_indices={tuple(out_indices)}: give some of 0 (C2), 1, 2, 3 (C5)")
+            raise InvalidValue(f"out_indices={tuple(out_indices)}: give some of 0 (C2), 1, 2, 3 (C5)")
         if init_cfg is not None and init_cfg.get("type") != "Pretrained":
-            raise ValueError(f"init_cfg of type {init_cfg.get('type')!r} is not here: give 'Pretrained', or none")
+            raise InvalidValue(f"init_cfg of type {init_cfg.get('type')!r} is not here: give 'Pretrained', or none")
         if style == "caffe" and spec.block.expansion > 1:
             spec = replace(spec, stride_on="1x1")
         spec = replace(spec, zero_init_last_norm=zero_init_residual)
@@ -90,14 +91,16 @@ def _norm(cfg: Mapping[str, Any], norm_eval: bool) -> str:
     """mmdetection's norm_cfg and norm_eval, in our word."""
     extra = set(cfg) - {"type", "requires_grad", "eps", "num_groups"}
     if extra or cfg.get("num_groups", 32) != 32:
-        raise ValueError(f"norm_cfg={dict(cfg)} has settings that are not here: give type, requires_grad and eps")
+        raise InvalidValue(f"norm_cfg={dict(cfg)} has settings that are not here: give type, requires_grad and eps")
     trains = cfg.get("requires_grad", True)
     if cfg["type"] in ("BN", "BN2d", "SyncBN") and norm_eval:
         return "bn_eval" if trains else "frozen_bn"
     if not trains:
-        raise ValueError("norm_cfg with requires_grad=False and norm_eval=False would keep half a norm: norm_eval=True")
+        raise InvalidValue(
+            "norm_cfg with requires_grad=False and norm_eval=False would keep half a norm: norm_eval=True"
+        )
     if cfg["type"] not in ("BN", "BN2d", "SyncBN", "GN"):
-        raise ValueError(f"norm_cfg of type {cfg['type']!r} is not here: give 'BN', 'SyncBN' or 'GN'")
+        raise InvalidValue(f"norm_cfg of type {cfg['type']!r} is not here: give 'BN', 'SyncBN' or 'GN'")
     return {"SyncBN": "sync_bn", "GN": "gn"}.get(cfg["type"], "bn")
 
 

@@ -9,10 +9,9 @@ from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from ..backbone import ResNetBody
+from ..errors import InvalidValue, did_you_mean
 from ..norm import initialise_convs
 from ..specs import RESNETS
-from ..errors import did_you_mean
-from ..weights.load import unused_by_design
 
 # the nets with C2..C5, which is what every host's models are built on
 IMAGENET_NETS = tuple(name for name, spec in RESNETS.items() if len(spec.depths) == 4)
@@ -21,7 +20,7 @@ IMAGENET_NETS = tuple(name for name, spec in RESNETS.items() if len(spec.depths)
 def imagenet_net(name: str) -> str:
     """Raises ValueError for a net without C2..C5."""
     if name not in IMAGENET_NETS:
-        raise ValueError(f"{name!r} is no net with C2..C5: {did_you_mean(name, IMAGENET_NETS)}")
+        raise InvalidValue(f"{name!r} is no net with C2..C5: {did_you_mean(name, IMAGENET_NETS)}")
     return name
 
 
@@ -43,5 +42,5 @@ class LevelsOfANet(ResNetBody):
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> _IncompatibleKeys:
         own = self.state_dict()
-        used = {key: x for key, x in state_dict.items() if key in own or not unused_by_design(self, key)}
+        used = {key: x for key, x in state_dict.items() if key in own or not self.is_unused_key(key)}
         return super().load_state_dict(used, strict, assign)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ..errors import InvalidValue
 from ..specs import RESNETS
 from .parts import IMAGENET_NETS, LevelsOfANet
 
@@ -27,7 +28,7 @@ class SmpEncoder(LevelsOfANet):
 
     def __init__(self, net: str, depth: int = 5, output_stride: int = 32) -> None:
         if not 1 <= depth <= 5:
-            raise ValueError(f"depth={depth}: give 1 (C1) to 5 (C5)")
+            raise InvalidValue(f"depth={depth}: give 1 (C1) to 5 (C5)")
         super().__init__(RESNETS[net], norm="bn", out_levels=LEVELS[:depth])
         self._depth, self._output_stride = depth, output_stride
         self._in_channels = 3
@@ -54,7 +55,7 @@ class SmpEncoder(LevelsOfANet):
     def make_dilated(self, output_stride: int) -> None:
         """Keep C4 or C5 at stride 8 or 16, with dilated 3x3 in place of strides. Raises ValueError for another."""
         if output_stride not in (8, 16):
-            raise ValueError(f"output_stride={output_stride}: give 8 or 16")
+            raise InvalidValue(f"output_stride={output_stride}: give 8 or 16")
         for level, name in self._stages:
             rate = 2 ** (LEVELS.index(level) + 1) // output_stride
             if rate > 1:

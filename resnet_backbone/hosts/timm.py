@@ -11,10 +11,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..backbone import feature_specs_of
+from ..build import load_weights
 from ..classifier import ResNetClassifier
+from ..errors import InvalidValue
 from ..specs import RESNETS
 from ..weights.catalog import PUBLISHED, address
-from ..weights.load import load_weights
 from .parts import IMAGENET_NETS, LevelsOfANet, set_input_channels
 
 LEVELS = ("c1", "c2", "c3", "c4", "c5")  # timm's five features, by out_indices
@@ -41,7 +42,7 @@ def _take(indices: int | Sequence[int] | None) -> list[int]:
         return list(range(len(LEVELS)))
     asked = range(-indices, 0) if isinstance(indices, int) else indices
     if not asked or not all(-len(LEVELS) <= index < len(LEVELS) for index in asked):
-        raise ValueError(f"{indices} asks for features that are not here: there are {len(LEVELS)}, 0 (C1) to 4 (C5)")
+        raise InvalidValue(f"{indices} asks for features that are not here: there are {len(LEVELS)}, 0 (C1) to 4 (C5)")
     return sorted({index % len(LEVELS) for index in asked})
 
 
@@ -71,9 +72,9 @@ class TimmClassifier(ResNetClassifier):
         """num_classes 0: pooled features; with global_pool "" the map itself. Raises ValueError for another pooling."""
         pool = global_pool if global_pool is not None else getattr(self, "global_pool", "avg")
         if pool not in ("avg", ""):
-            raise ValueError(f"global_pool={pool!r} is not here: give 'avg', or '' for the map itself")
+            raise InvalidValue(f"global_pool={pool!r} is not here: give 'avg', or '' for the map itself")
         if num_classes and not pool:
-            raise ValueError(f"num_classes={num_classes} needs global_pool='avg': give num_classes=0 for the map")
+            raise InvalidValue(f"num_classes={num_classes} needs global_pool='avg': give num_classes=0 for the map")
         self.num_classes, self.global_pool = num_classes, pool
         if num_classes == 0:
             self.fc = nn.Identity()  # type: ignore[assignment]
@@ -107,14 +108,14 @@ class TimmClassifier(ResNetClassifier):
     ) -> Any:
         """timm's call for features in passing: a list of them, or the pair (C5, list)."""
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt={output_fmt!r}: a ResNet's features are NCHW")
+            raise InvalidValue(f"output_fmt={output_fmt!r}: a ResNet's features are NCHW")
         found = self.all_levels(x)
         features = [found[LEVELS[index]] for index in _take(indices)]
         return features if intermediates_only else (found["c5"], features)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         if enable:
-            raise ValueError("gradient checkpointing is not here: leave it out, or wrap the stages yourself")
+            raise InvalidValue("gradient checkpointing is not here: leave it out, or wrap the stages yourself")
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """For layer-wise learning rates, as timm's resnets group theirs."""
@@ -168,7 +169,7 @@ def _build(name: str, pretrained: bool = False, **settings: Any) -> nn.Module:
     from timm.models import build_model_with_cfg
 
     if (stride := settings.pop("output_stride", 32)) != 32:
-        raise ValueError(
+        raise InvalidValue(
             f"output_stride={stride} is not here: leave it out "
             "(for C5 at stride 16 build a ResNetSpec with c5_dilation=2)"
         )

@@ -14,10 +14,11 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ..backbone import FeatureSpec, build_backbone
+from ..build import build_backbone, load_weights
 from ..classifier import ResNetClassifier
+from ..errors import InvalidValue
 from ..preprocess import Preprocess
-from ..weights.load import load_weights
+from ..protocols import FeatureSpec
 from .parts import IMAGENET_NETS
 
 Weights = str | PathLike[str] | Mapping[str, Tensor] | None
@@ -64,7 +65,7 @@ def torchvision_backbone(
     """
     pixels: Preprocess = getattr(body, "preprocess", Preprocess())
     if (pixels.channel_order, pixels.value_range) != ("rgb", 1):
-        raise ValueError(
+        raise InvalidValue(
             f"these weights know {pixels.channel_order.upper()} pixels of 0 to {pixels.value_range}, torchvision's "
             "detectors give RGB of 0 to 1: take torchvision's or timm's weights"
         )
@@ -78,7 +79,7 @@ def torchvision_backbone(
         return TorchvisionBackbone(body, pyramid, channels)
     made = {spec.channels for spec in cast("Mapping[str, FeatureSpec]", pyramid.feature_specs).values()}
     if len(made) != 1:
-        raise ValueError(f"torchvision's detectors read levels of one width, this pyramid gives {sorted(made)}")
+        raise InvalidValue(f"torchvision's detectors read levels of one width, this pyramid gives {sorted(made)}")
     return TorchvisionBackbone(body, pyramid, made.pop())
 
 

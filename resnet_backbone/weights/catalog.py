@@ -12,7 +12,7 @@ from urllib.error import URLError
 
 import torch
 
-from ..errors import did_you_mean
+from ..errors import DownloadFailed, InvalidValue, did_you_mean
 
 _ADDRESS = "https://download.pytorch.org/models/"
 PUBLISHED: dict[str, dict[str, str]] = {
@@ -67,9 +67,9 @@ def published_file(name: str, net: str, *, cache: Path | None = None) -> Path:
     Raises ValueError for unknown names or a file with the wrong hash, ConnectionError where it cannot be downloaded.
     """
     if name not in PUBLISHED:
-        raise ValueError(f"{name!r} is neither a file nor published weights: {did_you_mean(name, PUBLISHED)}")
+        raise InvalidValue(f"{name!r} is neither a file nor published weights: {did_you_mean(name, PUBLISHED)}")
     if net not in PUBLISHED[name]:
-        raise ValueError(f"{name} is not published for {net}, only for {', '.join(PUBLISHED[name])}")
+        raise InvalidValue(f"{name} is not published for {net}, only for {', '.join(PUBLISHED[name])}")
     file_name = PUBLISHED[name][net]
     path = (cache or Path(torch.hub.get_dir()) / "checkpoints") / file_name
     if not path.is_file():
@@ -88,7 +88,7 @@ def check_hash(path: Path) -> None:
     else:
         return
     if not digest.startswith(published[1]):
-        raise ValueError(
+        raise InvalidValue(
             f"{path} has {kind} {digest[:8]}..., its name says {published[1]}: the file is damaged or another one; "
             "delete it and download it again"
         )
@@ -103,7 +103,7 @@ def _download(address: str, path: Path) -> None:
     try:
         torch.hub.download_url_to_file(address, str(path), progress=False)
     except (URLError, OSError) as error:
-        raise ConnectionError(
+        raise DownloadFailed(
             f"could not download {address} ({error}). Without a network: fetch the file elsewhere, put it at {path}, "
             "and run again; or give weights= the path of a file that you have"
         ) from error

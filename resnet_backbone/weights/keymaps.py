@@ -1,86 +1,135 @@
-"""How the files of each source are wrapped, and how they name a net's tensors.
+"""How each project names a ResNet's tensors.
 
-A file is either the state dict itself or a dict around it; keys may carry DistributedDataParallel's `module.`.
-Renaming is written once, from our keys (torchvision's) to the source's: reading a file is the same table looked up
-backwards, so that what one direction places the other direction finds.
+Every project has one table from native keys (torchvision's, which `ResNetBackbone` uses) to its own. A file is read by
+looking the same table up backwards, so whatever one direction writes the other direction reads.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-# where trainers put the state dict: ours and detectron2 "model", most others "state_dict", Caffe2 "blobs"
-WRAPPERS = ("model", "state_dict", "model_state_dict", "blobs")
+from ..errors import InvalidValue
+
+Row = tuple[str, str] | tuple[str, str, Callable[[str], str]]
 
 
-def unwrap(content: object) -> dict[str, Tensor]:
-    """The state dict inside a loaded file. Raises ValueError where there is none."""
-    if isinstance(content, Mapping):
-        for key in WRAPPERS:
-            if isinstance(content.get(key), Mapping):
-                return unwrap(content[key])
-        state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-        if state and len(state) == len(content):
-            if all(key.startswith("module.") for key in state):
-                return {key.removeprefix("module."): value for key, value in state.items()}
-            return state
-        found = ", ".join(map(str, list(content)[:5])) or "nothing"
-    else:
-        found = type(content).__name__
-    raise ValueError(f"no state dict in this file (it holds {found}): it must be one, or hold one under {WRAPPERS}")
+class KeyMap:
+    """A table of key patterns; the first row that matches a key renames it.
+
+    A row is (pattern, replacement), or (pattern, replacement, what renames the field `{body}`). In a pattern a field of
+    one letter, `{s}`, stands for a number, and any other field, `{tensor}`, for the rest of the key. In a replacement
+    `{s+1}` and `{s-1}` are that number plus or minus one. A key that no row matches keeps its name.
+
+    Args:
+        rows: the table, read from top to bottom.
+    """
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self.rows = [(_compiled(row[0]), row[1], row[2] if len(row) == 3 else None) for row in rows]
+
+    def __call__(self, key: str) -> str:
+        """Rename one native key."""
+        for pattern, replacement, body_map in self.rows:
+            if match := pattern.fullmatch(key):
+                fields = match.groupdict()
+                if body_map is not None:
+                    fields["body"] = body_map(fields["body"])
+                return _fill(replacement, fields)
+        return key
 
 
-def body_key_in_detectron2(key: str) -> str:
-    """Our key of a net's body (`layer1.0.bn2.weight`) -> detectron2's (`res2.0.conv2.norm.weight`)."""
-    key = re.sub(r"^(conv1|bn1|fc)\.", r"stem.\1.", key)
-    key = re.sub(r"^layer(\d)\.", lambda m: f"res{int(m[1]) + 1}.", key)
-    key = re.sub(r"\bbn(\d)\.", r"conv\1.norm.", key)
-    return key.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
+def _compiled(pattern: str) -> re.Pattern[str]:
+    parts = re.split(r"\{(\w+)\}", pattern)
+    groups = [f"(?P<{name}>{r'[0-9]+' if len(name) == 1 else '.+'})" for name in parts[1::2]]
+    text = [re.escape(part) for part in parts[::2]]
+    return re.compile("".join(a + b for a, b in zip(text, [*groups, ""])))
 
 
-def body_key_in_caffe2(key: str) -> str:
-    """-> Caffe2's, as in MSRA's and Detectron's pickles (`res2_0_branch2b_bn_s`)."""
-    *path, kind = key.split(".")
-    norm = path[-1].startswith("bn") or path[-2:] == ["downsample", "1"]
-    ending = {"weight": "s" if norm else "w", "bias": "b", "running_mean": "rm", "running_var": "riv"}.get(kind, kind)
-    if len(path) == 1:
-        return {"conv1": "conv1_", "bn1": "res_conv1_bn_", "fc": "fc1000_"}[path[0]] + ending
-    branch = "1" if path[2] == "downsample" else "2" + "abc"[int(path[2][-1]) - 1]
-    return f"res{int(path[0][-1]) + 1}_{path[1]}_branch{branch}_{'bn_' if norm else ''}{ending}"
+def _fill(replacement: str, fields: Mapping[str, str]) -> str:
+    def value(field: re.Match[str]) -> str:
+        text, offset = fields[field[1]], field[2]
+        return text if offset is None else str(int(text) + int(offset))
+
+    return re.sub(r"\{(\w+)([+-]\d+)?\}", value, replacement)
 
 
-def body_key_in_transformers(key: str) -> str:
-    """-> that of transformers' `ResNetModel`."""
-    *path, kind = key.split(".")
-    if path == ["fc"]:
-        return f"classifier.1.{kind}"
-    norm = path[-1].startswith("bn") or path[-2:] == ["downsample", "1"]
-    part = f"{'normalization' if norm else 'convolution'}.{kind}"
-    if len(path) == 1:
-        return f"embedder.embedder.{part}"
-    where = "shortcut" if path[2] == "downsample" else f"layer.{int(path[2][-1]) - 1}"
-    return f"encoder.stages.{int(path[0][-1]) - 1}.layers.{path[1]}.{where}.{part}"
+# detectron2's `ResNet`. A stage's number is that of its level: layer1 gives C2, res2.
+DETECTRON2 = KeyMap(
+    [
+        ("conv1.{tensor}", "stem.conv1.{tensor}"),
+        ("bn1.{tensor}", "stem.conv1.norm.{tensor}"),
+        ("fc.{tensor}", "stem.fc.{tensor}"),
+        ("layer{s}.{b}.conv{c}.{tensor}", "res{s+1}.{b}.conv{c}.{tensor}"),
+        ("layer{s}.{b}.bn{c}.{tensor}", "res{s+1}.{b}.conv{c}.norm.{tensor}"),
+        ("layer{s}.{b}.downsample.0.{tensor}", "res{s+1}.{b}.shortcut.{tensor}"),
+        ("layer{s}.{b}.downsample.1.{tensor}", "res{s+1}.{b}.shortcut.norm.{tensor}"),
+        ("layer{s}.{rest}", "res{s+1}.{rest}"),
+    ]
+)
+
+# Caffe2's blobs, as in the pickles of MSRA and Detectron: branch1 is the shortcut, branch2a to 2c the convolutions.
+_CAFFE2_LAYERS = (
+    # convolution, its norm, Caffe2's name
+    ("conv1", "bn1", "conv1", "res_conv1_bn"),
+    ("layer{s}.{b}.conv1", "layer{s}.{b}.bn1", "res{s+1}_{b}_branch2a", "res{s+1}_{b}_branch2a_bn"),
+    ("layer{s}.{b}.conv2", "layer{s}.{b}.bn2", "res{s+1}_{b}_branch2b", "res{s+1}_{b}_branch2b_bn"),
+    ("layer{s}.{b}.conv3", "layer{s}.{b}.bn3", "res{s+1}_{b}_branch2c", "res{s+1}_{b}_branch2c_bn"),
+    ("layer{s}.{b}.downsample.0", "layer{s}.{b}.downsample.1", "res{s+1}_{b}_branch1", "res{s+1}_{b}_branch1_bn"),
+)
+_CAFFE2_NORM = {"weight": "s", "bias": "b", "running_mean": "rm", "running_var": "riv"}
+CAFFE2 = KeyMap(
+    [
+        ("fc.weight", "fc1000_w"),
+        ("fc.bias", "fc1000_b"),
+        *((f"{conv}.weight", f"{blob}_w") for conv, _, blob, _ in _CAFFE2_LAYERS),
+        *((f"{conv}.bias", f"{blob}_b") for conv, _, blob, _ in _CAFFE2_LAYERS),
+        *(
+            (f"{norm}.{tensor}", f"{blob}_{ending}")
+            for _, norm, _, blob in _CAFFE2_LAYERS
+            for tensor, ending in _CAFFE2_NORM.items()
+        ),
+    ]
+)
+
+# transformers' `ResNetModel`. Stages, blocks and layers are counted from 0.
+_HF_BLOCK = "encoder.stages.{s-1}.layers.{b}"
+TRANSFORMERS = KeyMap(
+    [
+        ("conv1.{tensor}", "embedder.embedder.convolution.{tensor}"),
+        ("bn1.{tensor}", "embedder.embedder.normalization.{tensor}"),
+        ("fc.{tensor}", "classifier.1.{tensor}"),
+        ("layer{s}.{b}.conv{c}.{tensor}", _HF_BLOCK + ".layer.{c-1}.convolution.{tensor}"),
+        ("layer{s}.{b}.bn{c}.{tensor}", _HF_BLOCK + ".layer.{c-1}.normalization.{tensor}"),
+        ("layer{s}.{b}.downsample.0.{tensor}", _HF_BLOCK + ".shortcut.convolution.{tensor}"),
+        ("layer{s}.{b}.downsample.1.{tensor}", _HF_BLOCK + ".shortcut.normalization.{tensor}"),
+    ]
+)
 
 
 @dataclass(frozen=True)
 class BodyLayout:
-    """rename: our key -> the layout's; sign: keys that every such file has (one of them); prefixes: what may stand
-    before its keys -> the sources that write so."""
+    """How one family of files names a ResNet's tensors.
 
-    rename: Callable[[str], str]
-    sign: tuple[str, ...]
+    Attributes:
+        rename: table from native keys to the layout's.
+        signature: keys of which every such file has one.
+        prefixes: what may stand before the keys -> the sources (keys of `SOURCES`) that write it so.
+    """
+
+    rename: KeyMap
+    signature: tuple[str, ...]
     prefixes: Mapping[str, tuple[str, ...]]
 
 
-_DETECTRON2 = ("detectron2", "detectron2_rgb")
+_DETECTRON2_SOURCES = ("detectron2", "detectron2_rgb")
 LAYOUTS: dict[str, BodyLayout] = {
     "torchvision": BodyLayout(
-        lambda key: key,
+        KeyMap([]),
         ("conv1.weight", "conv1.0.weight"),
         {
             "": ("torchvision", "timm", "mmdetection_caffe"),
@@ -89,13 +138,13 @@ LAYOUTS: dict[str, BodyLayout] = {
         },
     ),
     "detectron2": BodyLayout(
-        body_key_in_detectron2,
+        DETECTRON2,
         ("stem.conv1.weight",),
-        {"": _DETECTRON2, "backbone.bottom_up.": _DETECTRON2, "backbone.": _DETECTRON2},
+        {"": _DETECTRON2_SOURCES, "backbone.bottom_up.": _DETECTRON2_SOURCES, "backbone.": _DETECTRON2_SOURCES},
     ),
-    "caffe2": BodyLayout(body_key_in_caffe2, ("conv1_w",), {"": ("detectron2",)}),
+    "caffe2": BodyLayout(CAFFE2, ("conv1_w",), {"": ("detectron2",)}),
     "transformers": BodyLayout(
-        body_key_in_transformers,
+        TRANSFORMERS,
         ("embedder.embedder.convolution.weight",),
         {"": ("transformers",), "resnet.": ("transformers",)},
     ),
@@ -104,66 +153,97 @@ LAYOUTS: dict[str, BodyLayout] = {
 
 @dataclass(frozen=True)
 class Renamed:
-    """A state dict under our names. candidates: the sources that use the names it had, none where they are ours alone;
-    unused: what the file holds beside it and nobody asked for; extra: what only a way back needs, by our keys."""
+    """A state dict under native keys.
+
+    Attributes:
+        state: native key -> tensor. A key that the layout does not know keeps its name.
+        candidates: the sources (keys of `SOURCES`) that use the names which the file had; empty if they were native
+            keys already and no other project uses them.
+        unused: keys of the file that are not needed, such as the heads in a detector's file.
+        layout: the layout (a key of `LAYOUTS`), "" for native keys.
+        export_only: tensors without a place in the model that are needed to write the layout again, by native key.
+    """
 
     state: dict[str, Tensor]
     candidates: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     layout: str = ""
-    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    export_only: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def rename_body(state: Mapping[str, Tensor], keys: Mapping[str, tuple[int, ...]]) -> Renamed:
-    """A net's body under our names, wherever it stands in a file; keys: all of ours -> their shapes.
+def rename_body(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> Renamed:
+    """Bring a ResNet's tensors to native keys, whichever project wrote them.
 
-    Keys without a place keep their names. Of a whole detector's file only the backbone is taken.
+    Args:
+        state: the tensors of a file. Of a detector's file only the backbone is taken.
+        shapes: every native key of the net -> its shape.
+
+    Returns:
+        The tensors under native keys; a key that the layout does not know keeps its name.
     """
-    # CIFAR's published nets call their classifier so
+    # the published CIFAR nets call their classifier "linear"
     state = {("fc" + key.removeprefix("linear") if key.startswith("linear.") else key): v for key, v in state.items()}
     for name, layout in LAYOUTS.items():
         for prefix, candidates in layout.prefixes.items():
-            if not any(prefix + sign in state for sign in layout.sign):
-                continue
-            back = {layout.rename(key): key for key in keys}
-            body = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-            if prefix == "resnet.":  # the classifier's linear layer stands outside
-                body |= {key: value for key, value in state.items() if key.startswith("classifier.")}
-            outside = [key for key in state if not key.startswith(prefix) and key not in body]
-            if name == "caffe2":
-                # the first convolution's bias, which detectron2 leaves out too, and a trainer's momenta
-                outside += [key for key in body if key == "conv1_b" or key.endswith("_momentum")]
-                body = {_caffe2_spelling(key): value for key, value in body.items() if key not in outside}
-            ours = {back.get(key, key): value for key, value in body.items()}
-            if name == "caffe2":
-                ours = _fill_statistics(ours, keys)
-            if "conv1.0.weight" in ours:  # of these names only timm has nets with a deep stem
-                candidates = ("timm",)
-            return Renamed(ours, candidates, tuple(outside), name)
+            if any(prefix + key in state for key in layout.signature):
+                body, unused = _split_body(state, name, prefix)
+                to_native = {layout.rename(key): key for key in shapes}
+                native = {to_native.get(key, key): value for key, value in body.items()}
+                if name == "caffe2":
+                    native = _fill_statistics(native, shapes)
+                if "conv1.0.weight" in native:  # of the projects with these names, only timm has a deep stem
+                    candidates = ("timm",)
+                return Renamed(native, candidates, tuple(unused), name)
     return Renamed(dict(state))
 
 
-_CAFFE2_TWINS = {"gamma": "s", "beta": "b", "running_mean": "rm", "running_var": "riv"}
+def _split_body(state: Mapping[str, Tensor], layout: str, prefix: str) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of the net without their prefix, and the keys of everything else."""
+    body = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if prefix == "resnet.":  # transformers keeps the classifier's linear layer outside the net
+        body |= {key: value for key, value in state.items() if key.startswith("classifier.")}
+    unused = [key for key in state if not key.startswith(prefix) and key not in body]
+    if layout == "caffe2":
+        # the first convolution's bias, which detectron2 does not use either, and the optimiser's momenta
+        unused += [key for key in body if key == "conv1_b" or key.endswith("_momentum")]
+        body = {_caffe2_spelling(key): value for key, value in body.items() if key not in unused}
+    return body, unused
+
+
+_CAFFE2_LONG_NAMES = {"gamma": "s", "beta": "b", "running_mean": "rm", "running_var": "riv"}
 
 
 def _caffe2_spelling(key: str) -> str:
-    """Detectron2's copies of MSRA's files spell a norm's four tensors out, Detectron's have `bn_s` and `bn_b` alone."""
-    return re.sub(r"_bn_(gamma|beta|running_mean|running_var)$", lambda m: f"_bn_{_CAFFE2_TWINS[m[1]]}", key)
+    """Shorten the names of a norm's tensors: detectron2's copies of MSRA's files spell them out."""
+    return re.sub(r"_bn_(gamma|beta|running_mean|running_var)$", lambda m: f"_bn_{_CAFFE2_LONG_NAMES[m[1]]}", key)
 
 
-def _fill_statistics(state: dict[str, Tensor], keys: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Detectron's norms are affine, their statistics taken into scale and shift: a mean of zero and a variance of one
-    stand in, as when detectron2 reads such a file."""
+def _fill_statistics(state: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Add a mean of 0 and a variance of 1 to norms without statistics.
+
+    Detectron folded the statistics into scale and shift. detectron2 reads such files the same way.
+    """
     filled = dict(state)
-    for key, shape in keys.items():
-        norm, _, kind = key.rpartition(".")
-        if f"{norm}.weight" in state and kind in ("running_mean", "running_var"):
-            filled.setdefault(key, torch.zeros(shape) if kind == "running_mean" else torch.ones(shape))
+    for key, shape in shapes.items():
+        norm, _, tensor = key.rpartition(".")
+        if f"{norm}.weight" in state and tensor in ("running_mean", "running_var"):
+            filled.setdefault(key, torch.zeros(shape) if tensor == "running_mean" else torch.ones(shape))
     return filled
 
 
 def body_in_layout(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
-    """A body's state dict under a layout's names (a key of `LAYOUTS`). Raises ValueError for Caffe2's."""
+    """Rename a ResNet's state dict to another project's keys.
+
+    Args:
+        state: native key -> tensor.
+        layout: a key of `LAYOUTS`.
+
+    Returns:
+        The layout's key -> tensor.
+
+    Raises:
+        InvalidValue: for "caffe2", which has no place for a norm's statistics.
+    """
     if layout == "caffe2":
-        raise ValueError("Caffe2's names have no place for a norm's statistics: export to detectron2's")
+        raise InvalidValue("Caffe2's names have no place for a norm's statistics: use layout='detectron2'")
     return {LAYOUTS[layout].rename(key): value for key, value in state.items()}

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import InvalidValue
+
 _DTYPES = {
     "f2": torch.float16, "f4": torch.float32, "f8": torch.float64, "i1": torch.int8, "i2": torch.int16,
     "i4": torch.int32, "i8": torch.int64, "u1": torch.uint8, "b1": torch.bool,
@@ -93,14 +95,14 @@ def read_arrays(path: Path) -> Any:
         with open(path, "rb") as file:
             return _as_tensors(_Arrays(file, encoding="latin1").load())
     except RefusedPickle as refused:
-        raise ValueError(
+        raise InvalidValue(
             f"{path} holds more than arrays and would run code when read ({refused}): it was refused. Where it comes "
             "from, save its state dict alone (torch.save(model.state_dict(), ...) or safetensors)"
         ) from refused
     except PermissionError:
         raise
     except Exception as error:  # of a damaged pickle the unpickler raises whatever it stumbles over
-        raise ValueError(
+        raise InvalidValue(
             f"{path} is not a whole pickle of arrays ({type(error).__name__} {error}): copy or download it again"
         ) from error
 

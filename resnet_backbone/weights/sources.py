@@ -1,7 +1,8 @@
-"""What the names in a weights file do not tell: stride placement, the norms' epsilon, the pixels of its training.
+"""Whose weights a file holds, and what follows from that: stride placement, epsilon of the norms, pixel format.
 
-torchvision and timm, or mmdetection's two styles, use the same names for nets that differ in these. A published hash,
-the file's metadata, or the caller decides; what nothing decides is refused.
+torchvision and timm, and the two styles of mmdetection, use the same keys for nets that differ in these. The source is
+resolved from the caller's argument, a published hash or the file's metadata; a file that none of them identifies is
+refused.
 """
 
 from __future__ import annotations
@@ -14,15 +15,21 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from ..errors import InvalidValue, UserError, did_you_mean
 from ..preprocess import Preprocess
-from ..errors import did_you_mean
 from .catalog import HASHES, file_sha256
 
 
 @dataclass(frozen=True)
 class WeightSource:
-    """project: whose detectors' conventions; stride_on: which convolution of a bottleneck carries the stride;
-    norm_eps: the norms' epsilon; preprocess: the pixels that the weights know."""
+    """What the weights of one source were trained with.
+
+    Attributes:
+        project: the project whose detector conventions apply.
+        stride_on: the convolution of a bottleneck that carries the stride.
+        preprocess: the pixel format that the weights expect.
+        norm_eps: epsilon of the norms.
+    """
 
     project: str
     stride_on: Literal["3x3", "1x1"]
@@ -35,7 +42,7 @@ class WeightSource:
 
 
 _TORCHVISION = Preprocess(resize="torch")
-# torchvision's mean and std on values up to 255, and caffe's: BGR, the scale taken into the first convolution
+# torchvision's mean and std for values up to 255; Caffe's BGR means, whose scale is part of the first convolution
 _RGB_255 = Preprocess(value_range=255, mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
 _BGR_255 = Preprocess(channel_order="bgr", value_range=255, mean=(103.53, 116.28, 123.675), std=(1.0, 1.0, 1.0))
 
@@ -50,7 +57,7 @@ SOURCES: dict[str, WeightSource] = {
     "torchvision_coco_v1": WeightSource("torchvision", "3x3", _TORCHVISION, norm_eps=0.0),
     "timm": WeightSource("timm", "3x3", _TORCHVISION),
     "transformers": WeightSource("transformers", "3x3", _TORCHVISION),
-    # MSRA's nets, which its model zoo builds on; and nets of torchvision's, brought over by its own script
+    # MSRA's nets, on which its model zoo builds; torchvision's nets, converted by its own script
     "detectron2": WeightSource("detectron2", "1x1", _BGR_255),
     "detectron2_rgb": WeightSource("detectron2", "3x3", _RGB_255),
     # the styles "pytorch" and "caffe"
@@ -59,52 +66,80 @@ SOURCES: dict[str, WeightSource] = {
 }
 
 
-class AmbiguousWeights(ValueError):
-    """The file's names fit several sources that differ in what the names do not tell."""
+class AmbiguousWeights(UserError, ValueError):
+    """The keys of a file fit several sources that differ in what keys do not tell."""
 
 
-def check_source_name(name: str) -> None:
-    """Raises ValueError for a source that is not in `SOURCES`."""
-    if name not in SOURCES:
-        raise ValueError(f"source={name!r} is unknown: {did_you_mean(name, SOURCES)}")
+def check_source_name(source: str) -> None:
+    """Check that a source exists.
+
+    Args:
+        source: the name.
+
+    Raises:
+        InvalidValue: it is not a key of `SOURCES`.
+    """
+    if source not in SOURCES:
+        raise InvalidValue(f"source={source!r} is unknown: {did_you_mean(source, SOURCES)}")
 
 
 def resolve_source(
     candidates: Sequence[str],
     *,
-    asked: str | None,
+    source: str | None,
     content: object = None,
     path: Path | None = None,
-    known: Mapping[str, str] = HASHES,
+    hashes: Mapping[str, str] = HASHES,
 ) -> str:
-    """Which of the candidates (the sources with the file's names) a file is from.
+    """Tell which source a file is from.
 
-    asked: the caller's word; content: all that the file holds; path: its place, for its hash; known: hash -> source.
-    Raises ValueError where the names are of none that was asked for, `AmbiguousWeights` where nothing decides.
+    Args:
+        candidates: the sources (keys of `SOURCES`) that use the keys of the file; at least one.
+        source: the caller's choice, None to resolve it from the file.
+        content: everything that the file holds, for its metadata.
+        path: the file, for its hash.
+        hashes: first eight digits of a published file's SHA-256 -> source.
+
+    Returns:
+        One of the candidates.
+
+    Raises:
+        InvalidValue: the file's keys are not those of the chosen source.
+        AmbiguousWeights: neither the metadata nor a published hash tells the candidates apart.
     """
     where = "these weights" if path is None else str(path)
-    if asked is not None:
-        check_source_name(asked)
-        if asked not in candidates:
-            raise ValueError(f"{where}: source={asked!r} has other names: these are of {' or '.join(candidates)}")
-        return asked
+    if source is not None:
+        check_source_name(source)
+        if source not in candidates:
+            raise InvalidValue(
+                f"{where}: source={source!r} uses other keys: these are of {' or '.join(candidates)}; leave source out "
+                "or give one of these"
+            )
+        return source
     if len(candidates) == 1:
         return candidates[0]
-    told: list[str | None] = [source_from_metadata(content)]
-    if path is not None:
-        told.append(known.get(file_sha256(path)[:8]))
-    for source in told:
-        if source is not None and source in candidates:
-            return source
+    from_metadata = source_from_metadata(content)
+    if from_metadata in candidates:
+        return str(from_metadata)
+    from_hash = None if path is None else hashes.get(file_sha256(path)[:8])
+    if from_hash in candidates:
+        return str(from_hash)
     choices = "\n".join(f"  source={name!r}: {SOURCES[name]}" for name in candidates)
     raise AmbiguousWeights(
-        f"{where}: the names fit several sources, which differ in what names do not tell, and neither a published "
-        f"hash nor metadata decides. Say which it is:\n{choices}"
+        f"{where}: the keys fit several sources, and neither a published hash nor metadata tells which. Give one of "
+        f"(backbone_source or weights_source in a configuration, --source on the command line):\n{choices}"
     )
 
 
 def source_from_metadata(content: object) -> str | None:
-    """The source that a file's own metadata names: detectron2's author or pixel means, mmdetection's configuration."""
+    """Read the source from a file's own metadata.
+
+    Args:
+        content: everything that the file holds.
+
+    Returns:
+        The source that detectron2's author or pixel means, or mmdetection's configuration, tell; None otherwise.
+    """
     if not isinstance(content, Mapping):
         return None
     authors = {"Detectron2 Model Zoo": "detectron2", "torchvision": "detectron2_rgb"}
@@ -112,7 +147,7 @@ def source_from_metadata(content: object) -> str | None:
         return authors[author]
     inner: Any = content.get("model", content)
     means = inner.get("pixel_mean") if isinstance(inner, Mapping) else None
-    if isinstance(means, Tensor) and means.numel() == 3:  # red's is the largest
+    if isinstance(means, Tensor) and means.numel() == 3:  # the mean of red is the largest
         return "detectron2" if float(means.flatten()[0]) < float(means.flatten()[2]) else "detectron2_rgb"
     meta = content.get("meta")
     if isinstance(meta, Mapping):

@@ -22,8 +22,8 @@ from resnet_backbone import RESNETS, CertificateMismatch, ResNetClassifier, buil
 from resnet_backbone.weights.load import read_weights
 from tests.tools.conftest import Said
 from tools import analyse, convert_weights, doctor, eval_cls, train_cls, train_det
-from tools.config.detection import RunConfig
 from tools.config.classification import ClassifierRunConfig, load_config
+from tools.config.detection import RunConfig
 from tools.data.labelled import load_labelled
 from tools.evaluation.topk import score_labels
 

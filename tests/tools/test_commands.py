@@ -19,8 +19,8 @@ from rich.console import Console
 from heads.files import load_detector
 from tests.tools.conftest import Said
 from tools import eval_det, predict, train_det
-from tools.jobs import runs
 from tools.config.detection import RunConfig, load_config
+from tools.jobs import runs
 
 ROOT = Path(__file__).resolve().parents[2]
 Tiny = Callable[..., RunConfig]

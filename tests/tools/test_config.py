@@ -1,4 +1,4 @@
-"""Every setting is checked where it is read, and read by something."""
+"""Configuration files: inheritance, errors, and that every setting is read by something."""
 
 from __future__ import annotations
 
@@ -7,26 +7,36 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
 
 from heads import DETECTORS
 from heads.conventions import CONVENTIONS
-from tools.config.detection import RunConfig, load_config
 from tools.config.classification import ClassifierRunConfig
-from tools.engine.optim import make_schedule
-from tools.config.settings import CommonConfig, ConfigError, settings, to_yaml
+from tools.config.detection import RunConfig, load_config
+from tools.config.settings import CommonConfig, ConfigError, settings, to_yaml, validate
 from tools.config.settings import load as load_settings
+from tools.engine.optim import make_schedule
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = {path.name: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "configs").glob("*.yaml"))}
+RECIPES = [name for name, values in CONFIGS.items() if "out" in values]  # the others are bases
+COCO_RECIPES = [
+    f"{kind}_rcnn_{body}_{schedule}"
+    for kind in ("faster", "mask")
+    for body, schedules in {
+        **dict.fromkeys(("r18_fpn", "r50_fpn", "r101_fpn", "r50_c4", "r50_dc5"), ("1x", "3x")),
+        **dict.fromkeys(("r101_c4", "r101_dc5"), ("3x",)),
+    }.items()
+    for schedule in schedules
+]
 
 
 @pytest.fixture
 def load(tmp_path: Path) -> Callable[..., RunConfig]:
-    """YAML text and overrides -> configuration, with what every run needs already said."""
+    """A function from YAML text and overrides to a configuration; the required settings have values already."""
 
     def make(text: str = "", overrides: Sequence[str] = (), model: Any = "faster_rcnn_r18_fpn") -> RunConfig:
         values = {"out": "runs/x", "model": model, "schedule": {"iters": 100}} | (yaml.safe_load(text) or {})
@@ -41,6 +51,9 @@ def load(tmp_path: Path) -> Callable[..., RunConfig]:
     ("text", "wanted"),
     [
         ("optimizer: {lr: 1}", ["optimizer: no such setting", "did you mean 'optimiser'"]),
+        ("Optimizer: {lr: 1}", ["Optimizer: no such setting", "did you mean 'optimiser'"]),
+        ("data: {trian: {images: a}}", ["data.trian: no such setting", "did you mean 'train'"]),
+        ("data: {train: {images: a}}", ["data.train.annotations: required but missing (COCO instances JSON)"]),
         ("optimiser: {learning_rat: 1}", ["optimiser.learning_rat: no such setting", "give one of", "lr", "momentum"]),
         ("optimiser: {momentun: 0.9}", ["optimiser.momentun: no such setting", "did you mean 'momentum'"]),
         ("data: {train: {image: a, annotations: b}}", ["data.train.image:", "did you mean 'images'"]),
@@ -85,6 +98,7 @@ def test_every_fault_is_named_at_once(load: Callable[..., RunConfig]) -> None:
         ({"iters": 5}, True),
         ({"epochs": 0.5}, True),
         ({"iters": 5, "epochs": 1}, False),
+        ({"iters": None, "epochs": 1}, True),
         ({}, False),
         ({"iters": 5, "epochs": None}, True),
     ],
@@ -165,14 +179,147 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
         load_config(tmp_path / "list.yaml")
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_of_ours_loads(path: Path, tmp_path: Path) -> None:
-    classifies = path.stem.startswith(("cifar", "imagenet"))
+def write(folder: Path, **files: str) -> None:
+    """Write YAML files; a double underscore in a name is a folder."""
+    for name, text in files.items():
+        path = folder / f"{name.replace('__', '/')}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def test_overrides_are_laid_over_the_file_and_the_file_over_its_bases(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        common__root="{optimiser: {lr: 1, momentum: 0.1, beta2: 0.1, clip_norm: 1}, input: {short_side_px: [64, 96]}}",
+        common__middle="{base: root.yaml, schedule: {iters: 7}, optimiser: {momentum: 0.2, beta2: 0.2, clip_norm: 2}}",
+        case="{base: common/middle.yaml, out: o, model: mask_rcnn_r50_fpn, optimiser: {beta2: 0.3, clip_norm: 3}}",
+    )
+    config = load_config(tmp_path / "case.yaml", ["optimiser.clip_norm=4", "input.short_side_px=[128]"])
+    optimiser = config.optimiser
+    assert (optimiser.lr, optimiser.momentum, optimiser.beta2, optimiser.clip_norm) == (1, 0.2, 0.3, 4)
+    assert (config.schedule.iters, config.input.short_side_px) == (7, (128,))
+    assert load_config(tmp_path / "case.yaml").input.short_side_px == (64, 96)
+    resolved = yaml.safe_load(to_yaml(config))
+    assert "base" not in resolved and validate(resolved, RunConfig) == config
+
+
+@pytest.mark.parametrize(
+    ("base", "over", "wanted"),
+    [
+        ("mask_rcnn_r50_fpn", "faster_rcnn_r18_fpn", {"recipe": "faster_rcnn_r18_fpn"}),
+        ("mask_rcnn_r50_fpn", "{norm: bn}", {"recipe": "mask_rcnn_r50_fpn", "norm": "bn"}),
+        ("{norm: bn}", "mask_rcnn_r50_fpn", {"recipe": "mask_rcnn_r50_fpn", "norm": "bn"}),
+        ("{recipe: mask_rcnn_r50_fpn, norm: bn}", "mask_rcnn_r18_fpn", {"recipe": "mask_rcnn_r18_fpn", "norm": "bn"}),
+    ],
+)  # fmt: skip
+def test_a_bare_model_is_merged_as_its_recipe(base: str, over: str, wanted: dict[str, str], tmp_path: Path) -> None:
+    write(tmp_path, base=f"model: {base}", case=f"{{base: base.yaml, out: o, schedule: {{iters: 1}}, model: {over}}}")
+    expected = {"out": "o", "schedule": {"iters": 1}, "model": wanted}
+    assert load_config(tmp_path / "case.yaml") == validate(expected, RunConfig)
+
+
+@pytest.mark.parametrize(
+    ("base", "wanted"),
+    [
+        ("coco_1y.yaml", ["case.yaml: no base at", "coco_1y.yaml", "did you mean 'coco_1x.yaml'?"]),
+        ("sub/lits.yaml", ["case.yaml: no base at", "lits.yaml", "did you mean 'sub/list.yaml'?"]),
+        ("cases.yaml", ["case.yaml: no base at", "give one of coco_1x.yaml, loop.yaml"]),  # not itself
+        ("nowhere/a.yaml", ["case.yaml: no base at", "nowhere holds no other .yaml file: correct the path"]),
+        ("[coco_1x.yaml]", ["case.yaml: base must be the name of one YAML file", "['coco_1x.yaml'] (list)", "write"]),
+        ("null", ["case.yaml: base must be the name of one YAML file, got None"]),
+        ("case.yaml", ["case.yaml: its base leads back to itself", "case.yaml -> ", "remove `base`"]),
+        ("loop.yaml", ["loop.yaml: its base leads back to itself", "case.yaml -> ", "remove `base`"]),
+        ("sub/list.yaml", ["list.yaml (base of ", "case.yaml) must be a mapping of settings, got a list: write"]),
+        ("sub/broken.yaml", ["broken.yaml (base of ", "case.yaml) is not YAML"]),
+    ],
+)
+def test_a_base_that_cannot_be_used_is_refused_by_name(base: str, wanted: list[str], tmp_path: Path) -> None:
+    write(tmp_path, coco_1x="schedule: {iters: 1}", loop="base: case.yaml", sub__list="[1]", sub__broken="out: [")
+    write(tmp_path, case=f"{{base: {base}, out: o, model: mask_rcnn_r50_fpn}}")
+    with pytest.raises(ConfigError) as error:
+        load_config(tmp_path / "case.yaml")
+    for part in wanted:
+        assert part in str(error.value)
+
+
+def test_base_is_set_in_files_only() -> None:
+    with pytest.raises(ConfigError, match="base can only be set in a YAML file"):
+        load_config(ROOT / "configs" / "mask_rcnn_r50_fpn_1x.yaml", ["base=coco_3x.yaml"])
+
+
+def test_a_base_alone_names_what_it_lacks_and_trains_with_it() -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(ROOT / "configs" / "coco_1x.yaml")
+    for part in ("out: required but missing", "model: required but missing", "--set out=FOLDER --set model=NAME"):
+        assert part in str(error.value)
+    recipe = ROOT / "configs" / "mask_rcnn_r50_fpn_1x.yaml"
+    sets = ["out=runs/mask_rcnn_r50_fpn_1x", "model=mask_rcnn_r50_fpn"]
+    assert load_config(ROOT / "configs" / "coco_1x.yaml", sets) == load_config(recipe)
+
+
+@pytest.mark.parametrize("name", COCO_RECIPES)
+def test_a_coco_recipe_is_its_name(name: str) -> None:
+    """The schedules are those of detectron2: 16 images per step, 90k or 270k steps."""
+    recipe, _, schedule = name.rpartition("_")
+    assert CONFIGS[f"{name}.yaml"] == {"base": f"coco_{schedule}.yaml", "out": f"runs/{name}", "model": recipe}
+    config = load_config(ROOT / "configs" / f"{name}.yaml")
+    iters, decays = {"1x": (90_000, [60_000, 80_000]), "3x": (270_000, [210_000, 250_000])}[schedule]
+    made = make_schedule(config, steps_per_epoch=7330)
+    falls = [step for step in decays if made.lr(step) == pytest.approx(made.lr(step - 1) / 10)]
+    assert (made.total, made.peak_lr, falls, config.train.batch_size) == (iters, 0.02, decays, 16)
+    assert config.model == DETECTORS[recipe]
+    assert config.data.train is not None and config.data.train.images == Path("datasets/coco/train2017")
+
+
+def test_there_are_no_other_coco_recipes() -> None:
+    assert len(COCO_RECIPES) == 24
+    assert {f"{name}.yaml" for name in COCO_RECIPES} == {name for name in RECIPES if re.match("(faster|mask)_", name)}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_config_of_ours_loads(name: str, tmp_path: Path) -> None:
+    classifies = name.startswith(("cifar", "imagenet"))
     kind: type[RunConfig] | type[ClassifierRunConfig] = ClassifierRunConfig if classifies else RunConfig
-    config = load_settings(kind, path)
+    config = load_settings(kind, ROOT / "configs" / name)
     (tmp_path / "written.yaml").write_text(to_yaml(config))
     assert load_settings(kind, tmp_path / "written.yaml") == config
     assert config.data.train is not None and config.data.val is not None
+
+
+def test_bases_are_only_bases() -> None:
+    bases = {name: values for name, values in CONFIGS.items() if name not in RECIPES}
+    assert bases and all("model" not in values for values in bases.values())
+    assert set(bases) <= {values.get("base") for values in CONFIGS.values()}
+
+
+class Renamed(CommonConfig):
+    """A kind of configuration with former names."""
+
+    bare_model = "net"
+    renamed: ClassVar = {"train.images_per_step": "train.batch_size", "solver": "optimiser"}
+
+
+def test_a_former_name_is_refused_with_the_present_one() -> None:
+    values = {"out": "o", "schedule": {"iters": 1}, "solver": {"lr": 1}, "train": {"images_per_step": 2, "sed": 1}}
+    with pytest.raises(ConfigError) as error:
+        validate(values, Renamed)
+    for part in (
+        "train.images_per_step is now called train.batch_size: rename it",
+        "solver is now called optimiser: rename it",
+        "train.sed: no such setting: did you mean 'seed'?",
+    ):
+        assert part in str(error.value)
+
+
+def test_views_of_a_classifier_are_crops_now() -> None:
+    with pytest.raises(ConfigError, match=r"eval\.views is now called eval\.crops: rename it"):
+        load_settings(ClassifierRunConfig, ROOT / "configs" / "cifar_paper.yaml", ["eval.views=10-crop"])
+
+
+@pytest.mark.parametrize("kind", [RunConfig, ClassifierRunConfig])
+def test_former_names_are_free_and_present_ones_exist(kind: type[CommonConfig]) -> None:
+    names = {name for name, _ in settings(kind)}
+    assert names.isdisjoint(kind.renamed) and names >= set(kind.renamed.values())
 
 
 def test_conventions_may_be_named(load: Callable[..., RunConfig]) -> None:
@@ -204,13 +351,13 @@ def test_every_setting_is_read_by_code(kind: type[CommonConfig]) -> None:
     read: set[str] = set()
     for package in ("tools", "heads", "resnet_backbone"):
         for path in (ROOT / package).rglob("*.py"):
-            if path.parent == ROOT / "tools" and path.name in ("config.py", "config_cls.py", "settings.py"):
+            if path.parent == ROOT / "tools" / "config":
                 continue
             tree = ast.parse(path.read_text(encoding="utf-8"))
             read |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Load)}
     names = [name for name, _ in settings(kind)]
     assert len(names) > 45 and len(set(names)) == len(names)
-    # model.recipe is resolved by config.py itself, and becomes the other settings of `model`
+    # model.recipe is resolved by tools/config/detection.py, and becomes the other settings of `model`
     unread = [name for name in names if name.rpartition(".")[2] not in read and name != "model.recipe"]
     assert not unread
 

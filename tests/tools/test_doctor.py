@@ -21,9 +21,9 @@ from resnet_backbone.weights.files import save_weights
 from tests.tools.conftest import Said
 from tools import doctor
 from tools.config.detection import RunConfig
+from tools.config.settings import validate
 from tools.doctor import Check, oracle
 from tools.evaluation import results as writer
-from tools.config.settings import validate
 
 
 def config_for(images: Path, annotations: Path) -> RunConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -98,6 +98,7 @@ class ClassifierRunConfig(CommonConfig):
     """`model` is a row of `RESNETS`, or a mapping with `net` and what differs from it."""
 
     bare_model = "net"
+    renamed: ClassVar = {"eval.views": "eval.crops"}
 
     model: NetConfig = Field(description="the net")
     weights: str | None = Field(None, description="file, run or published name to start from; none: from scratch")

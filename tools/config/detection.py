@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from heads.build import DETECTORS, DetectorRecipe
 from heads.conventions import CONVENTIONS
 from heads.mask_head import MaskHeadSpec
+from heads.recipes import DETECTORS, DetectorRecipe
 from resnet_backbone.errors import did_you_mean
 from resnet_backbone.weights.sources import SOURCES, check_source_name
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from heads.structures import ImageSize
+from resnet_backbone.errors import MissingFile, UserError
 
 NEEDED = {
     "images": ("id", "file_name", "height", "width"),
@@ -24,7 +25,7 @@ NEEDED = {
 }
 
 
-class BadAnnotations(ValueError):
+class BadAnnotations(UserError, ValueError):
     """An annotation file that cannot be used; the message says where and what to mend."""
 
 
@@ -94,7 +95,7 @@ def load_coco(
     """
     content = _read(annotations)
     if not images.is_dir():
-        raise FileNotFoundError(f"no image folder at {images}: check data.*.images")
+        raise MissingFile(f"no image folder at {images}: check data.*.images")
     categories = sorted(content["categories"], key=lambda c: c["id"])
     ids = [c["id"] for c in categories]
     for part, numbers in (("category", ids), ("image", [image["id"] for image in content["images"]])):
@@ -116,7 +117,7 @@ def load_coco(
         path = images / image["file_name"]
         if not path.is_file():
             if not skip_missing:
-                raise FileNotFoundError(
+                raise MissingFile(
                     f"{annotations.name} lists {path}, which is missing: add it, or set data.on_bad_image: skip"
                 )
             dropped["image file missing"] += 1
@@ -145,7 +146,7 @@ def restrict(data: CocoData, *, objects: tuple[int, int] | None, max_images: int
 
 def _read(annotations: Path) -> dict[str, Any]:
     if not annotations.is_file():
-        raise FileNotFoundError(f"no annotations at {annotations}: check data.*.annotations")
+        raise MissingFile(f"no annotations at {annotations}: check data.*.annotations")
     try:
         content = json.loads(annotations.read_text())
     except json.JSONDecodeError as error:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from resnet_backbone import Preprocess
+from resnet_backbone.errors import InvalidValue
 
 from .augment import ShortSide
 from .labelled import LabelledImage
@@ -59,7 +60,7 @@ class RandomCrop:
 
     def __call__(self, image: np.ndarray, record: LabelledImage, seed: int) -> tuple[torch.Tensor, int]:
         if self.short_side_px is None and min(image.shape[:2]) + 2 * self.pad_px < self.crop_px:
-            raise ValueError(
+            raise InvalidValue(
                 f"{record.name} is {image.shape[1]}x{image.shape[0]}, padded by {self.pad_px} px: too small for a crop "
                 f"of {self.crop_px} px: set input.short_side_px, pad_px or crop_px"
             )

@@ -19,6 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from heads.images import UnreadableImage, read_image, upright_rgb
+from resnet_backbone.errors import InvalidValue, MissingFile
 from resnet_backbone.weights.pickled import read_arrays
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
@@ -72,16 +73,16 @@ class LabelledData:
 def load_labelled(images: Path, part: str = "", class_index: Path | None = None) -> LabelledData:
     """A split. Raises FileNotFoundError, or ValueError where the folders are not as wanted."""
     if not images.exists():
-        raise FileNotFoundError(f"no images at {images}: check data.*.images")
+        raise MissingFile(f"no images at {images}: check data.*.images")
     if images.is_dir() and (images / CIFAR_FILES["test"][0]).is_file():
         if class_index is not None:
-            raise ValueError(f"{images} are CIFAR-10's batches, which name their classes: leave class_index out")
+            raise InvalidValue(f"{images} are CIFAR-10's batches, which name their classes: leave class_index out")
         return _load_batches(images, part)
     read: Reader
     if images.is_dir():
         root = images / part
         if not root.is_dir():
-            raise FileNotFoundError(f"no folder {part!r} in {images}: {_names_in(p.name for p in _folders(images))}")
+            raise MissingFile(f"no folder {part!r} in {images}: {_names_in(p.name for p in _folders(images))}")
         names = [
             f"{folder.name}/{path.name}"
             for folder in _folders(root)
@@ -96,16 +97,16 @@ def load_labelled(images: Path, part: str = "", class_index: Path | None = None)
         names = [str(name) for name in inside if len(name.parts) == 2]
         if not names:
             has = _names_in(member.parts[0] for member in members)
-            raise FileNotFoundError(f"no {part or '.'}/CLASS/IMAGE in {images}: {has}")
+            raise MissingFile(f"no {part or '.'}/CLASS/IMAGE in {images}: {has}")
         read = _Zip(images, part)
     else:
-        raise ValueError(f"{images} is neither a folder nor a zip: unpack it, or name the folder that it became")
+        raise InvalidValue(f"{images} is neither a folder nor a zip: unpack it, or name the folder that it became")
     found = sorted({name.split("/")[0] for name in names})
     if not found:
-        raise ValueError(f"no images in {images / part}: one folder a class is wanted, with {', '.join(SUFFIXES)}")
+        raise InvalidValue(f"no images in {images / part}: one folder a class is wanted, with {', '.join(SUFFIXES)}")
     label_of = {name: label for label, name in enumerate(found)} if class_index is None else _read_index(class_index)
     if strangers := [name for name in found if name not in label_of]:
-        raise ValueError(f"{class_index} has no label for the folders {strangers[:5]} of {images / part}: add them")
+        raise InvalidValue(f"{class_index} has no label for the folders {strangers[:5]} of {images / part}: add them")
     records = tuple(LabelledImage(i, name, label_of[name.split("/")[0]]) for i, name in enumerate(names))
     return LabelledData(records, tuple(sorted(label_of, key=label_of.__getitem__)), read)
 
@@ -121,13 +122,13 @@ def _names_in(names: Any) -> str:
 
 def _read_index(path: Path) -> dict[str, int]:
     if not path.is_file():
-        raise FileNotFoundError(f"no class index at {path}: check data.*.class_index")
+        raise MissingFile(f"no class index at {path}: check data.*.class_index")
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}): it maps every folder's name to its label") from error
+        raise InvalidValue(f"{path} is not JSON ({error}): it maps every folder's name to its label") from error
     if not isinstance(index, Mapping) or sorted(index.values()) != list(range(len(index))):
-        raise ValueError(f"{path} must map every class's folder to a label of its own, 0, 1, 2, ... without gaps")
+        raise InvalidValue(f"{path} must map every class's folder to a label of its own, 0, 1, 2, ... without gaps")
     return dict(index)
 
 
@@ -185,16 +186,16 @@ class _Arrays:
 def _load_batches(folder: Path, part: str) -> LabelledData:
     """Alex Krizhevsky's own files: rows of 1,024 red, 1,024 green and 1,024 blue values, nothing executed."""
     if part not in CIFAR_FILES:
-        raise ValueError(f"{folder} are CIFAR-10's batches: set `part` to train or test (got {part!r})")
+        raise InvalidValue(f"{folder} are CIFAR-10's batches: set `part` to train or test (got {part!r})")
     if missing := [name for name in (*CIFAR_FILES[part], "batches.meta") if not (folder / name).is_file()]:
-        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}: unpack cifar-10-python.tar.gz again")
+        raise MissingFile(f"{folder} lacks {', '.join(missing)}: unpack cifar-10-python.tar.gz again")
     names = tuple(read_arrays(folder / "batches.meta")["label_names"])
     batches = [read_arrays(folder / name) for name in CIFAR_FILES[part]]
     rows = np.concatenate([_rows(batch["data"], folder) for batch in batches])
     labels = [int(label) for batch in batches for label in batch["labels"]]
     files = [str(name) for batch in batches for name in batch["filenames"]]
     if not len(rows) == len(labels) == len(files) or not 0 <= min(labels) <= max(labels) < len(names):
-        raise ValueError(f"{folder}: {len(rows)} images, {len(labels)} labels and {len(files)} names do not fit")
+        raise InvalidValue(f"{folder}: {len(rows)} images, {len(labels)} labels and {len(files)} names do not fit")
     pixels = np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
     records = tuple(LabelledImage(i, name, label) for i, (name, label) in enumerate(zip(files, labels)))
     return LabelledData(records, names, _Arrays(pixels))
@@ -202,5 +203,5 @@ def _load_batches(folder: Path, part: str) -> LabelledData:
 
 def _rows(data: Tensor, folder: Path) -> np.ndarray:
     if data.ndim != 2 or data.shape[1] != 3072:
-        raise ValueError(f"{folder}: images are rows of 3,072 values, these are {tuple(data.shape)}")
+        raise InvalidValue(f"{folder}: images are rows of 3,072 values, these are {tuple(data.shape)}")
     return data.numpy()

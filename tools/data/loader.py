@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from heads.images import UnreadableImage, read_image
+from resnet_backbone.errors import InvalidValue
 
 from .coco import ImageRecord
 
@@ -123,7 +124,7 @@ class BatchPlan(Sampler[list[Draw]]):
         world: int = 1,
     ) -> None:
         if batch_size % world:
-            raise ValueError(
+            raise InvalidValue(
                 f"a batch of {batch_size} images cannot be shared by {world} processes: make it a multiple"
             )
         self.wide = [group_by_aspect and r.size.width > r.size.height for r in data.records]

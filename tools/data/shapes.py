@@ -22,6 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import pycocotools.mask as mask_utils  # type: ignore[import-untyped, unused-ignore]
 
+from resnet_backbone.errors import AlreadyExists
+
 GENERATOR_VERSION = 1  # raise it with every change that alters a byte of the output
 SPLITS: tuple[str, ...] = ("train", "val")
 # With holes, as in COCO: code that takes category ids for labels fails here too.
@@ -366,7 +368,7 @@ def generate_shapes(
     if holds_shapes(root, settings):
         return
     if root.exists() and not (root.is_dir() and not any(root.iterdir())):
-        raise FileExistsError(
+        raise AlreadyExists(
             f"{root} holds something other than the whole of {settings}, version {GENERATOR_VERSION}, "
             "wanted a new or an empty folder: choose another one, or remove what is there"
         )

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heads.build import DetectorRecipe
 from heads.detector import RCNN
 from heads.files import detector_content
+from heads.recipes import DetectorRecipe
 from heads.structures import ImageBatch
 from resnet_backbone import Preprocess, ResNetClassifier
-from resnet_backbone.weights.certificate import body_certificate
+from resnet_backbone.build import net_content
 
 
 class TrainBatch(Protocol):
@@ -75,6 +75,4 @@ class Classification:
 
     def content(self, model: nn.Module) -> dict[str, Any]:
         assert isinstance(model, ResNetClassifier)
-        names = list(self.class_names)
-        meta = body_certificate(model, source="trained here", kind="classifier", class_names=names)
-        return {"model": model.state_dict(), "meta": meta}
+        return net_content(model, source="trained here", kind="classifier", class_names=list(self.class_names))

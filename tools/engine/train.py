@@ -18,44 +18,22 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from resnet_backbone.weights.files import save_atomically
-from resnet_backbone.weights.load import read_file
+from resnet_backbone.errors import InvalidValue, UserError
+from resnet_backbone.weights.read import read_file, save_atomically
 from tools.config.settings import CommonConfig
+from tools.devices import pick_device, pick_precision
 
 from .log import RunLog, memory_mib
 from .optim import Plateau, Schedule
 from .tasks import Outcome, Task, TrainBatch
 
 
-class NonFiniteLoss(FloatingPointError):
+class NonFiniteLoss(UserError, FloatingPointError):
     """Training met a NaN or an infinity; nothing of that step was taken over."""
 
 
 class Stopped(KeyboardInterrupt):
     """The run was asked to stop (Ctrl-C, SIGTERM) and has saved its checkpoint."""
-
-
-def pick_device(setting: str) -> str:
-    """Raises ValueError where CUDA is asked for and absent."""
-    if setting == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if setting == "cuda" and not torch.cuda.is_available():
-        raise ValueError("train.device=cuda, but torch sees no CUDA device: set train.device=cpu or auto")
-    return setting
-
-
-def pick_precision(setting: str, device: str) -> str:
-    """auto: bf16 where the hardware multiplies it, fp32 elsewhere. Raises ValueError for fp16 on a CPU."""
-    if setting == "fp16" and device == "cpu":
-        raise ValueError("train.precision=fp16 needs a GPU: on a CPU use bf16 or fp32")
-    if setting != "auto":
-        return setting
-    if device == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    capabilities: dict[str, bool] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # older torch cannot tell: fp32 is always right
-    return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "fp32"
 
 
 def make_accelerator(config: CommonConfig) -> Accelerator:
@@ -74,7 +52,7 @@ def refuse_sync_bn(model: nn.Module, accelerator: Accelerator) -> None:
     if accelerator.device.type != "cuda" and any(
         isinstance(m, nn.SyncBatchNorm) and m.training for m in model.modules()
     ):
-        raise ValueError(
+        raise InvalidValue(
             f"model.norm=sync_bn trains on CUDA only, this run is on {accelerator.device.type}: use bn, gn or frozen_bn"
         )
 
@@ -100,7 +78,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.plateau = Plateau(self.config.schedule.plateau_patience)
         if self.config.schedule.kind == "plateau" and (self.evaluate is None or self.goal is None):
-            raise ValueError("schedule.kind=plateau waits for scores: set data.val, or use step or cosine")
+            raise InvalidValue("schedule.kind=plateau waits for scores: set data.val, or use step or cosine")
 
     @property
     def checkpoint(self) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from heads.class_lists import UNUSED
+from resnet_backbone.errors import InvalidValue
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def match_categories(model_names: Sequence[str], dataset_categories: Sequence[tu
 
     category_ids = [None if _is_unused(name) else id_of.get(_key(name)) for name in model_names]
     if all(category_id is None for category_id in category_ids):
-        raise ValueError(
+        raise InvalidValue(
             f"no class of the model is a category of the dataset: the model has {_some(model_names)}, "
             f"the dataset {_some(dataset_names)}: score on the dataset that the model was trained for, "
             "or rename the classes of one of them"
@@ -66,7 +67,7 @@ def _refuse_twins(whose: str, names: Iterable[str]) -> None:
     counts = Counter(_key(name) for name in names)
     twins = [name for name in names if counts[_key(name)] > 1]
     if twins:
-        raise ValueError(
+        raise InvalidValue(
             f"{whose} name {_some(twins)} more than once (case and spaces do not count): "
             "give each a name of its own, since classes are matched by name"
         )

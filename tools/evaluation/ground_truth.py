@@ -10,6 +10,8 @@ from typing import Any
 
 from pycocotools import mask as coco_mask
 
+from resnet_backbone.errors import InvalidValue
+
 
 def load_truth(source: Path | str | Mapping[str, Any]) -> dict[str, Any]:
     """A copy of the ground truth whose annotations all have `area`, `bbox`, `iscrowd` and their own `id`."""
@@ -19,16 +21,18 @@ def load_truth(source: Path | str | Mapping[str, Any]) -> dict[str, Any]:
         given = json.loads(Path(source).read_text(encoding="utf-8"))
     for field in ("images", "categories", "annotations"):
         if field not in given:
-            raise ValueError(f"the ground truth has {sorted(given)}, wanted {field!r} too: give a COCO instances file")
+            raise InvalidValue(
+                f"the ground truth has {sorted(given)}, wanted {field!r} too: give a COCO instances file"
+            )
     if not given["images"] or not given["categories"]:
-        raise ValueError("the ground truth has no images or no categories: nothing to score against; check the file")
+        raise InvalidValue("the ground truth has no images or no categories: nothing to score against; check the file")
     _refuse_twin_names([category["name"] for category in given["categories"]])
     images = {image["id"]: image for image in given["images"]}
     categories = {category["id"] for category in given["categories"]}
     annotations: list[dict[str, Any]] = []
     for annotation in given["annotations"]:
         if annotation["category_id"] not in categories:
-            raise ValueError(
+            raise InvalidValue(
                 f"annotation {annotation.get('id')} has category_id {annotation['category_id']}, which is "
                 "not among the ground truth's categories: add the category or drop the annotation"
             )
@@ -52,7 +56,7 @@ def to_rle(segmentation: Any, image: Mapping[str, Any]) -> dict[str, Any]:
         return dict(segmentation)
     for side in ("height", "width"):
         if side not in image:
-            raise ValueError(f"image {image['id']} has no {side!r}, polygons need one: add it to the ground truth")
+            raise InvalidValue(f"image {image['id']} has no {side!r}, polygons need one: add it to the ground truth")
     parts = coco_mask.frPyObjects(segmentation, image["height"], image["width"])
     merged: dict[str, Any] = coco_mask.merge(parts)
     return merged
@@ -64,7 +68,7 @@ def _complete(annotation: Mapping[str, Any], image: Mapping[str, Any], number: i
     segmentation = full.get("segmentation")
     if "bbox" not in full:
         if not segmentation:
-            raise ValueError(
+            raise InvalidValue(
                 f"annotation {annotation.get('id')} of image {image['id']} has neither bbox nor "
                 "segmentation: give it one or drop it"
             )
@@ -80,7 +84,7 @@ def _complete(annotation: Mapping[str, Any], image: Mapping[str, Any], number: i
 def _refuse_twin_names(names: list[str]) -> None:
     twins = [name for name, count in Counter(names).items() if count > 1]
     if twins:
-        raise ValueError(
+        raise InvalidValue(
             f"the ground truth names the categories {twins[:5]} more than once, which scores by category "
             "would mix up: give each a name of its own"
         )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from resnet_backbone import ResNetClassifier
+from resnet_backbone.errors import InvalidValue
 
 
 def layer_names(net: ResNetClassifier) -> list[str]:
@@ -39,7 +40,7 @@ def response_std(net: ResNetClassifier, pixels: Tensor, *, batch: int = 128) -> 
     names = {norm_of(conv): conv for conv in layer_names(net)}
     parts = dict(net.named_modules())
     if not all(isinstance(parts.get(name), _BatchNorm) for name in names):
-        raise ValueError(
+        raise InvalidValue(
             "responses are read behind live batch norms: build the net with norm='bn' and an ordinary stem"
         )
     sums = {conv: torch.zeros(3, dtype=torch.float64) for conv in names.values()}

@@ -20,6 +20,7 @@ from torch import Tensor
 from heads.images import resize, resized_size
 from heads.structures import ImageSize
 from resnet_backbone import Preprocess, ResNetClassifier
+from resnet_backbone.errors import InvalidValue
 
 ANY_PX = 10**9  # no cap on the long side
 
@@ -43,7 +44,7 @@ class Views:
         height, width = image.shape[:2]
         side = self.crop_px
         if side > min(height, width):
-            raise ValueError(f"a crop of {side} px does not fit an image of {width}x{height}: set test_short_side_px")
+            raise InvalidValue(f"a crop of {side} px does not fit an image of {width}x{height}: set test_short_side_px")
         bottom, right = height - side, width - side
         # rounded as torchvision's CenterCrop
         centre = [(round(bottom / 2), round(right / 2))]

@@ -15,6 +15,7 @@ import torch
 
 from heads.masks import BitMasks
 from heads.structures import Detections
+from resnet_backbone.errors import InvalidValue
 
 
 def coco_results(image_id: int, detections: Detections, category_ids: Sequence[int | None]) -> list[dict[str, Any]]:
@@ -66,19 +67,19 @@ def _check(image_id: int, detections: Detections, num_classes: int) -> None:
     for name, values in (("boxes", detections.boxes), ("scores", detections.scores)):
         bad = sorted({index[0] for index in torch.nonzero(~torch.isfinite(values)).tolist()})
         if bad:
-            raise ValueError(
+            raise InvalidValue(
                 f"image {image_id}: {name} of detections {bad[:5]} are not finite ({len(bad)} in all): "
                 "the model diverged or its weights are broken; look at its losses before scoring it"
             )
     if not isinstance(detections.masks, BitMasks | None):
-        raise ValueError(
+        raise InvalidValue(
             f"image {image_id}: masks are {type(detections.masks).__name__}, wanted BitMasks in the "
             "image's own pixels: take the detections from Predictor, or paste the masks first"
         )
     labels = detections.labels
     outside = sorted(set(labels[(labels < 0) | (labels >= num_classes)].tolist()))
     if outside:
-        raise ValueError(
+        raise InvalidValue(
             f"image {image_id}: labels {outside[:5]} are outside 0..{num_classes - 1}: "
             "category_ids must have one entry, an id or None, for each class of the model"
         )

@@ -20,6 +20,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from resnet_backbone.errors import InvalidValue
 from tools.evaluation.ground_truth import load_truth, to_rle
 
 KINDS = ("bbox", "segm")
@@ -115,14 +116,14 @@ def _by_category(truth: Mapping[str, Any], evaluation: COCOeval, image_ids: set[
 def _mask_result(number: int, result: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, Any]:
     """The result by its mask alone: COCO.loadRes would take the box's area where a result carries both."""
     if not isinstance(result.get("segmentation"), Mapping):
-        raise ValueError(
+        raise InvalidValue(
             f"result {number} (image {result['image_id']}) has no segmentation in runs (RLE), which "
             "'segm' needs: write results with masks, or score kinds=('bbox',)"
         )
     rle = to_rle(result["segmentation"], image)
     size = [image.get("height"), image.get("width")]
     if list(rle["size"]) != size:  # COCOeval would take it for a miss without a word
-        raise ValueError(
+        raise InvalidValue(
             f"result {number} has a mask of [height, width] {list(rle['size'])}, image {image['id']} is "
             f"{size}: paste masks in the image's own pixels"
         )
@@ -132,7 +133,7 @@ def _mask_result(number: int, result: Mapping[str, Any], image: Mapping[str, Any
 def _box_result(number: int, result: Mapping[str, Any]) -> dict[str, Any]:
     box = result.get("bbox")
     if box is None or len(box) != 4 or not all(map(math.isfinite, box)):
-        raise ValueError(f"result {number} (image {result['image_id']}) has bbox {box}, wanted [x, y, w, h]")
+        raise InvalidValue(f"result {number} (image {result['image_id']}) has bbox {box}, wanted [x, y, w, h]")
     return {**_common(number, result), "bbox": list(box), "area": float(box[2]) * float(box[3])}
 
 
@@ -150,7 +151,7 @@ def _indexed(dataset: dict[str, Any]) -> COCO:
 
 def _check_kinds(kinds: Sequence[str]) -> None:
     if isinstance(kinds, str) or not kinds or any(kind not in KINDS for kind in kinds):
-        raise ValueError(f"kinds is {kinds!r}, wanted one or both of {KINDS}, as a tuple")
+        raise InvalidValue(f"kinds is {kinds!r}, wanted one or both of {KINDS}, as a tuple")
 
 
 def _choose_images(truth: Mapping[str, Any], image_ids: Sequence[int] | None) -> list[int]:
@@ -158,7 +159,7 @@ def _choose_images(truth: Mapping[str, Any], image_ids: Sequence[int] | None) ->
     if image_ids is None:
         return sorted(known)
     if not len(image_ids):  # COCOeval would take an empty choice for every image
-        raise ValueError("image_ids is empty: name the images to score, or give None for all of them")
+        raise InvalidValue("image_ids is empty: name the images to score, or give None for all of them")
     _refuse_strangers("image_ids names images", set(image_ids) - known)
     return sorted(set(image_ids))
 
@@ -167,7 +168,7 @@ def _check_results(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]
     for number, result in enumerate(results):
         missing = {"image_id", "category_id", "score"} - result.keys()
         if missing or not math.isfinite(result["score"]):
-            raise ValueError(
+            raise InvalidValue(
                 f"result {number} is without {sorted(missing) or 'a finite score'}: give COCO's result format"
             )
     images = {image["id"] for image in truth["images"]}
@@ -178,7 +179,7 @@ def _check_results(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]
 
 def _refuse_strangers(who: str, strangers: set[int]) -> None:
     if strangers:
-        raise ValueError(
+        raise InvalidValue(
             f"{who} {sorted(strangers)[:5]} that the ground truth lacks ({len(strangers)} in all): "
             "score the results against the dataset that they were made on"
         )
@@ -187,7 +188,7 @@ def _refuse_strangers(who: str, strangers: set[int]) -> None:
 def _check_segmentations(truth: Mapping[str, Any], image_ids: set[int]) -> None:
     for annotation in truth["annotations"]:
         if annotation["image_id"] in image_ids and not annotation.get("segmentation"):
-            raise ValueError(
+            raise InvalidValue(
                 f"an annotation of image {annotation['image_id']}, bbox {annotation['bbox']}, has no "
                 "segmentation, which 'segm' needs: add it, or score kinds=('bbox',)"
             )

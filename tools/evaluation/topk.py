@@ -13,6 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
+from resnet_backbone.errors import InvalidValue
+
 
 @dataclass(frozen=True)
 class ClassScores:
@@ -50,12 +52,12 @@ def score_labels(probabilities: Tensor, labels: Sequence[int], class_names: Sequ
     every class scores nothing. Raises ValueError for shapes that do not fit, or probabilities that are not finite."""
     count = len(labels)
     if probabilities.shape != (count, len(class_names)) or not count:
-        raise ValueError(
+        raise InvalidValue(
             f"{tuple(probabilities.shape)} probabilities for {count} labels of {len(class_names)} classes: "
             "a row an image and a column a class are wanted"
         )
     if not bool(probabilities.isfinite().all()):
-        raise ValueError("probabilities are not finite: the net's weights or its images are broken")
+        raise InvalidValue("probabilities are not finite: the net's weights or its images are broken")
     truth = torch.tensor(labels)
     own = probabilities.gather(1, truth[:, None])
     rank = (probabilities >= own).sum(1) - 1

@@ -12,15 +12,16 @@ from accelerate import Accelerator
 from rich.console import Console, RenderableType
 from torch import nn
 
-from tools import cli
-from tools.config.detection import RunConfig
+from resnet_backbone.errors import AlreadyExists, InvalidValue, MissingFile
 from tools.config.classification import ClassifierRunConfig
+from tools.config.detection import RunConfig
+from tools.config.settings import load, to_yaml
+from tools.console import CONSOLE
 from tools.data.loader import BatchPlan, TrainingImages, make_loader
 from tools.engine.log import RunLog
 from tools.engine.optim import make_optimiser, make_schedule
 from tools.engine.tasks import Task
 from tools.engine.train import Trainer, make_accelerator
-from tools.config.settings import load, to_yaml
 
 TrainingConfig = RunConfig | ClassifierRunConfig
 Run = TypeVar("Run", RunConfig, ClassifierRunConfig)
@@ -48,16 +49,16 @@ def prepare_folder(config: TrainingConfig, *, resume: bool, overwrite: bool) -> 
     saved = config.out / "config.yaml"
     if resume:
         if not (config.out / "checkpoints" / "last.pt").is_file():
-            raise FileNotFoundError(f"{config.out} has no checkpoint to resume from: start it without --resume")
+            raise MissingFile(f"{config.out} has no checkpoint to resume from: start it without --resume")
         if load(type(config), saved).model != config.model:
-            raise ValueError(
+            raise InvalidValue(
                 f"model differs from the run in {config.out} ({saved}): resume with the same, or train elsewhere"
             )
     elif config.out.exists() and any(config.out.iterdir()):
         if not overwrite:
-            raise FileExistsError(f"{config.out} already holds a run: --resume continues it, --overwrite replaces it")
+            raise AlreadyExists(f"{config.out} already holds a run: --resume continues it, --overwrite replaces it")
         if not saved.is_file():
-            raise FileExistsError(f"{config.out} is not empty and no run of ours: name another folder in `out`")
+            raise AlreadyExists(f"{config.out} is not empty and no run of ours: name another folder in `out`")
         shutil.rmtree(config.out)
     config.out.mkdir(parents=True, exist_ok=True)
     saved.write_text(to_yaml(config), encoding="utf-8")
@@ -105,7 +106,7 @@ def fit(
     )
     loader = make_loader(images, plan, workers=config.data.workers)
     if accelerator.is_main_process:
-        with RunLog(config.out, schedule.total, trainer.step, cli.CONSOLE) as log:
+        with RunLog(config.out, schedule.total, trainer.step, CONSOLE) as log:
             trainer.run(loader, log)
     else:
         trainer.run(loader, None)
@@ -113,7 +114,7 @@ def fit(
 
 def speaker(accelerator: Accelerator) -> Console:
     """Where the main process speaks, and the others are silent."""
-    return cli.CONSOLE if accelerator.is_main_process else Console(quiet=True)
+    return CONSOLE if accelerator.is_main_process else Console(quiet=True)
 
 
 def say_and_keep(table: RenderableType, path: Path, say: Console) -> None:

@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from resnet_backbone.errors import InvalidValue
+
 Records = list[dict[str, Any]]
 LOSS_PREFIX = "losses/"
 TRAIN_ERROR = "train_error"
@@ -22,7 +24,7 @@ def write_loss_curve(metrics: Path, out: Path) -> None:
     records = read_metrics(metrics)
     train = by_step(records, "train")
     if not train:
-        raise ValueError(
+        raise InvalidValue(
             f"{metrics} has {len(records)} lines and none of kind 'train': nothing to draw; the run stopped "
             "before its first log, or this is not a run's metrics.jsonl"
         )
@@ -57,12 +59,12 @@ def read_metrics(metrics: Path) -> Records:
         except json.JSONDecodeError as error:
             if number == len(lines):
                 break
-            raise ValueError(
+            raise InvalidValue(
                 f"{metrics}, line {number} of {len(lines)} is not JSON ({error}): only the last line may be "
                 "cut off; remove the line if the rest is sound"
             ) from error
         if not isinstance(record, dict) or not {"kind", "step"} <= record.keys():
-            raise ValueError(
+            raise InvalidValue(
                 f"{metrics}, line {number} is {line[:80]!r}, wanted an object with 'kind' and 'step': "
                 "this is not a run's metrics.jsonl"
             )

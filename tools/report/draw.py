@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from resnet_backbone.errors import InvalidValue
+
 Pixels = npt.NDArray[np.uint8]
 Bits = npt.NDArray[np.bool_]
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
@@ -116,21 +118,21 @@ def _check(
     masks: Bits | None,
 ) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f"the image is {image.dtype} {image.shape}, wanted uint8 (H, W, 3) in RGB")
+        raise InvalidValue(f"the image is {image.dtype} {image.shape}, wanted uint8 (H, W, 3) in RGB")
     count = len(boxes)
     if len(labels) != count or (scores is not None and len(scores) != count):
         num_scores = "no" if scores is None else len(scores)
-        raise ValueError(
+        raise InvalidValue(
             f"{count} boxes came with {len(labels)} labels and {num_scores} scores: give each box one of each"
         )
     if masks is not None and (masks.dtype != np.bool_ or masks.shape != (count, *image.shape[:2])):
-        raise ValueError(
+        raise InvalidValue(
             f"masks are {masks.dtype} {masks.shape}, wanted bool {(count, *image.shape[:2])}: "
             "paste them into the image's own pixels"
         )
     if not np.isfinite(boxes).all():
         broken = np.flatnonzero(~np.isfinite(boxes).all(1))
-        raise ValueError(f"boxes {broken[:5].tolist()} are not finite: drop them before drawing")
+        raise InvalidValue(f"boxes {broken[:5].tolist()} are not finite: drop them before drawing")
 
 
 def _covered(box: npt.NDArray[np.float64], height: int, width: int) -> PixelBox | None:

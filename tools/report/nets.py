@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from resnet_backbone.errors import InvalidValue
+
 from .curves import TRAIN_ERROR, by_step, column, read_metrics, smooth
 
 SMOOTHING = 12  # lines of metrics.jsonl that a point of a curve is the mean of
@@ -20,7 +22,7 @@ def read_run(metrics: Path) -> dict[str, Any]:
     records = read_metrics(metrics)
     train, val = by_step(records, "train"), by_step(records, "val")
     if not train or TRAIN_ERROR not in train[0]:
-        raise ValueError(f"{metrics} has no training errors: it is no classifier's run, or one that never began")
+        raise InvalidValue(f"{metrics} has no training errors: it is no classifier's run, or one that never began")
     return {
         "train": {
             "step": [record["step"] for record in train],

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from resnet_backbone.errors import InvalidValue
 from tools.report.draw import Font, load_font
 
 GAP_PX = 12
@@ -32,7 +33,7 @@ def write_page(
     tiles: (H, W, 3) uint8 RGB of any sizes. A row is as high as its tallest tile.
     """
     if not tiles or len(captions) != len(tiles) or columns < 1:
-        raise ValueError(
+        raise InvalidValue(
             f"{len(tiles)} tiles, {len(captions)} captions, {columns} columns: give at least one tile, "
             "a caption for each and at least one column"
         )

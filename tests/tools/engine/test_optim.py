@@ -11,10 +11,10 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR, ReduceLROnPlateau
 
 from heads.build import DetectorRecipe, assemble, empty_backbone
-from tools.config.detection import load_config
 from tools.config.classification import load_config as load_cls_config
-from tools.engine.optim import Plateau, Schedule, make_optimiser, make_schedule
+from tools.config.detection import load_config
 from tools.config.settings import OptimiserConfig, ScheduleConfig
+from tools.engine.optim import Plateau, Schedule, make_optimiser, make_schedule
 
 ROOT = Path(__file__).resolve().parents[3]
 

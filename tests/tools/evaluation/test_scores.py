@@ -12,8 +12,8 @@ import pytest
 from faster_coco_eval import COCO, COCOeval_faster
 from pycocotools import mask as coco_mask
 
-from tools.evaluation.scores import FIGURES, score_coco
 from tools.evaluation.ground_truth import to_rle
+from tools.evaluation.scores import FIGURES, score_coco
 
 COCO_MINI_VAL = Path(__file__).resolve().parents[3].parent / "shared/data/coco-mini/annotations/instances_val2017.json"
 needs_coco_mini = pytest.mark.skipif(not COCO_MINI_VAL.is_file(), reason=f"{COCO_MINI_VAL} is not there")
