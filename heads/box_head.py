@@ -1,4 +1,4 @@
-"""The box head: two hidden layers, class logits and class-specific deltas (Girshick, *Fast R-CNN*, 2015).
+"""The box head: hidden layers, class logits and class-specific box deltas (Girshick, *Fast R-CNN*, 2015).
 
 S regions of the batch, K classes; logit K is the background.
 """
@@ -21,11 +21,29 @@ from .settings import require_fraction, require_norm, require_not_negative, requ
 
 @dataclass(frozen=True)
 class BoxHeadSpec:
-    """Settings of the box head; the default is detectron2's R50-FPN recipe: no convolutions, two hidden layers.
+    """Settings of the box head; the defaults are those of detectron2's R50-FPN configurations.
 
-    convs: 3x3 convolutions of `conv_channels` before the hidden layers, with `norm` behind each ("none": biases).
-    hidden_layers 0: the mean over the region instead (C4). keep_best, with `Conventions.best_anchor_switches`: the best
-    region of a truth answers for it, even where it overlaps another truth more (mmdetection's Mask R-CNN).
+    Attributes:
+        pool_size: side of a pooled region, in bins.
+        convs: number of 3x3 convolutions before the hidden layers.
+        conv_channels: channels of every convolution.
+        norm: norm behind every convolution, a name in `NORMS`, or "none" for biases.
+        hidden_layers: number of linear layers. 0 averages the region instead (C4 detectors).
+        hidden: features of every linear layer.
+        samples_per_image: regions of an image that are sampled for the losses.
+        positive_fraction: largest share of positive regions among them, 0 to 1.
+        positive_iou: a region is positive if its IoU with a ground-truth box is at least this, otherwise it is
+            background; 0 to 1.
+        keep_best: whether the best regions of a ground-truth box are matched with that box even if they overlap another
+            one more (mmdetection's Mask R-CNN). It takes effect with `Conventions.best_anchor_switches`, for regions
+            with an IoU of at least `positive_iou`.
+        min_score: detections need a class probability above this, 0 to 1.
+        nms_iou: non-maximum suppression drops a detection whose IoU with a better one of its class exceeds this; 0 to
+            1.
+        max_detections: largest number of detections of an image.
+
+    Raises:
+        InvalidValue: a value that is out of range.
     """
 
     pool_size: int = 7
@@ -50,7 +68,14 @@ class BoxHeadSpec:
 
 
 class BoxHead(nn.Module):
-    """Region features (S, C, P, P) -> logits (S, K + 1) and deltas (S, K * 4), at least float32."""
+    """Class logits and box deltas of pooled regions.
+
+    Args:
+        channels: C, channels of the regions.
+        num_classes: K, without the background.
+        spec: settings of the head.
+        conventions: what the projects do differently.
+    """
 
     def __init__(self, channels: int, num_classes: int, spec: BoxHeadSpec, conventions: Conventions) -> None:
         super().__init__()
@@ -71,6 +96,14 @@ class BoxHead(nn.Module):
             nn.init.zeros_(cast(nn.Linear, layer).bias)
 
     def forward(self, regions: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the head.
+
+        Args:
+            regions: (S, C, P, P), P = `BoxHeadSpec.pool_size`.
+
+        Returns:
+            Logits (S, K + 1) and deltas (S, K * 4), float32 or float64.
+        """
         x = regions
         for conv in self.convs:
             x = F.relu(conv(x), inplace=True)

@@ -1,8 +1,8 @@
-"""Box mathematics: pure functions, never in half precision.
+"""Operations on boxes: pure functions, never in half precision.
 
-Glossary: R boxes, xyxy in pixels, of real-valued extent (a box x1..x2 is x2 - x1 wide). Half precision is promoted
-to float32, double stays double. Why: bfloat16 has eight bits of mantissa, so between 256 and 512 px its neighbours
-lie 2 px apart and a small box there becomes zero wide; `encode` would then take the logarithm of a division by zero.
+R boxes are (R, 4) xyxy in pixels, with real-valued extent: a box is x2 - x1 wide. Half precision is promoted to
+float32, float64 is kept. Reason: bfloat16 has eight bits of mantissa, so its values between 256 and 512 px are 2 px
+apart and a small box there becomes zero wide; `encode` would divide by zero and take a logarithm of the result.
 """
 
 from __future__ import annotations
@@ -14,24 +14,46 @@ from torch import Tensor
 
 from .structures import ImageSize
 
-# exp() of more would be a box over 62 times its anchor: detectron2's and torchvision's bound (of 1000 / 16)
+# largest log size delta of detectron2 and torchvision: a decoded box is at most 1000 / 16 times as large as its anchor
 MAX_LOG_RATIO = math.log(1000.0 / 16)
 BoxWeights = tuple[float, float, float, float]
 
 
 def promote(values: Tensor) -> Tensor:
-    """At least float32."""
+    """Convert to float32; float64 is kept.
+
+    Args:
+        values: a tensor of any shape and precision.
+
+    Returns:
+        The same values in float32 or float64.
+    """
     return values if values.dtype == torch.float64 else values.float()
 
 
 def area(boxes: Tensor) -> Tensor:
-    """boxes: (R, 4) -> (R,) square pixels."""
+    """Areas of boxes.
+
+    Args:
+        boxes: (R, 4) xyxy, pixels.
+
+    Returns:
+        (R,) square pixels.
+    """
     boxes = promote(boxes)
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
-    """a: (R, 4), b: (S, 4) -> (R, S) intersection over union, zero where nothing intersects."""
+    """Intersection over union of all pairs.
+
+    Args:
+        a: (R, 4) xyxy, pixels.
+        b: (S, 4) xyxy, pixels.
+
+    Returns:
+        (R, S), zero for boxes that do not intersect.
+    """
     a, b = promote(a), promote(b)
     wh = (torch.minimum(a[:, None, 2:], b[None, :, 2:]) - torch.maximum(a[:, None, :2], b[None, :, :2])).clamp(min=0)
     intersection = wh[..., 0] * wh[..., 1]
@@ -40,7 +62,15 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def clip(boxes: Tensor, size: ImageSize) -> Tensor:
-    """boxes: (R, 4) -> the part of them inside the image."""
+    """Clip boxes to an image.
+
+    Args:
+        boxes: (R, 4) xyxy, pixels.
+        size: the image.
+
+    Returns:
+        (R, 4), the part of every box that lies in the image.
+    """
     boxes = promote(boxes)
     x = boxes[:, 0::2].clamp(0, size.width)
     y = boxes[:, 1::2].clamp(0, size.height)
@@ -48,14 +78,28 @@ def clip(boxes: Tensor, size: ImageSize) -> Tensor:
 
 
 def larger_than(boxes: Tensor, min_side_px: float) -> Tensor:
-    """boxes: (R, 4) -> (R,) bool: both sides exceed min_side_px (0: the box is not empty)."""
+    """Find the boxes that exceed a size.
+
+    Args:
+        boxes: (R, 4) xyxy, pixels.
+        min_side_px: pixels that both sides must exceed; 0 finds the boxes that are not empty.
+
+    Returns:
+        (R,) bool.
+    """
     return (boxes[:, 2] - boxes[:, 0] > min_side_px) & (boxes[:, 3] - boxes[:, 1] > min_side_px)
 
 
 def encode(boxes: Tensor, anchors: Tensor, weights: BoxWeights) -> Tensor:
-    """The deltas (R, 4) that bring anchors (R, 4) to boxes (R, 4): Faster R-CNN (Ren et al., 2015), equation 2.
+    """Compute the deltas between anchors and boxes (Ren et al., *Faster R-CNN*, 2015, equation 2).
 
-    Both must have positive sides.
+    Args:
+        boxes: (R, 4) xyxy, pixels, with positive sides.
+        anchors: (R, 4) xyxy, pixels, with positive sides.
+        weights: factors of the deltas of x, y, width and height.
+
+    Returns:
+        (R, 4) deltas that `decode` turns back into the boxes.
     """
     boxes, anchors = promote(boxes), promote(anchors)
     anchor_wh, box_wh = anchors[:, 2:] - anchors[:, :2], boxes[:, 2:] - boxes[:, :2]
@@ -65,8 +109,17 @@ def encode(boxes: Tensor, anchors: Tensor, weights: BoxWeights) -> Tensor:
 
 
 def decode(deltas: Tensor, anchors: Tensor, weights: BoxWeights, *, bound_shrinking: bool = False) -> Tensor:
-    """deltas: (R, 4), anchors: (R, 4) -> boxes (R, 4); the inverse of `encode`, log sizes capped at `MAX_LOG_RATIO`
-    and, with bound_shrinking, at its negative (mmdetection's `delta2bbox`)."""
+    """Apply deltas to anchors; the inverse of `encode`.
+
+    Args:
+        deltas: (R, 4); log sizes are limited to `MAX_LOG_RATIO`.
+        anchors: (R, 4) xyxy, pixels.
+        weights: factors of the deltas of x, y, width and height, as for `encode`.
+        bound_shrinking: limit log sizes to `-MAX_LOG_RATIO` from below too (mmdetection's `delta2bbox`).
+
+    Returns:
+        (R, 4) xyxy, pixels.
+    """
     deltas, anchors = promote(deltas), promote(anchors)
     deltas = deltas.to(anchors.dtype) if anchors.dtype == torch.float64 else deltas
     wh = anchors[:, 2:] - anchors[:, :2]
@@ -79,7 +132,17 @@ def decode(deltas: Tensor, anchors: Tensor, weights: BoxWeights, *, bound_shrink
 
 
 def smooth_l1_sum(predicted: Tensor, target: Tensor, beta: float) -> Tensor:
-    """Summed smooth L1 in at least float32; beta 0 is plain L1 (torch divides by beta, so it is its own case)."""
+    """Summed smooth L1 loss (Girshick, *Fast R-CNN*, 2015, equation 3).
+
+    Args:
+        predicted: a tensor of any shape.
+        target: of the same shape.
+        beta: error at which the loss changes from quadratic to linear. 0 is the L1 loss; torch's function divides by
+            beta, so that case is computed separately.
+
+    Returns:
+        The scalar loss, float32 or float64.
+    """
     predicted, target = promote(predicted), promote(target)
     if beta == 0:
         return (predicted - target).abs().sum()

@@ -164,8 +164,8 @@ def _check_num_classes(file: WeightFile, num_classes: int) -> None:
     classes = num_classes_in(file)
     if layout_of(file.state) is not None and classes is not None and classes != num_classes:
         raise InvalidValue(
-            f"{file} has {classes} classes and the background, num_classes={num_classes} was given: build it with "
-            f"num_classes={classes} (the background is not counted), then fine_tune() another one from it"
+            f"{file}: these weights have {classes} classes and the background, num_classes={num_classes} was given: build "
+            f"with num_classes={classes} (the background is not counted), then fine_tune() another one from it"
         )
 
 

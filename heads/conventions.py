@@ -1,7 +1,7 @@
 """What detectron2, torchvision and mmdetection do differently, as one record that travels with the weights.
 
-Every field is read by the code named behind it; the default is detectron2's. What is the same in all three is no
-field: boxes of real-valued extent, the deltas' weights, log(1000 / 16) as the largest log size.
+What all three do in the same way is not a field: boxes of real-valued extent, the weights of the deltas, and
+log(1000 / 16) as the largest log size.
 """
 
 from __future__ import annotations
@@ -14,26 +14,66 @@ from resnet_backbone.errors import InvalidValue
 
 @dataclass(frozen=True)
 class Conventions:
-    round_anchors: bool = False  # anchors.py: torchvision rounds its cell anchors to whole pixels
-    anchor_stride: Literal["level", "grid"] = "level"  # anchors.py: the level's stride, or padded size // grid
-    best_anchor_min_iou: float = 0.0  # matching.py: a truth's best anchor is positive if it overlaps this much
-    best_anchor_switches: bool = False  # matching.py: and answers for that truth, even where it overlaps another more
-    own_padding_px: int = (
-        0  # rpn.py: anchors beyond an image's size, rounded up to this, are not learnt from; 0: they are
-    )
-    rpn_divisor: Literal["configured", "sampled"] = "configured"  # rpn.py: samples_per_image, or what was drawn
-    rpn_smooth_l1_beta: float = 0.0  # rpn.py
-    min_proposal_px: float = 0.0  # rpn.py: proposals with a side not larger than this are dropped
-    bound_shrinking: bool = False  # boxes.py: the log size is bounded below as it is above
-    level_ratio_eps: float = 1e-8  # roi_pool.py: added to the region's side over 224 px
-    level_log_eps: float = 0.0  # roi_pool.py: added to its logarithm
-    roi_aligned: bool = True  # roi_pool.py: half-pixel-correct RoIAlign
-    roi_samples: int = 0  # roi_pool.py: samples a bin and axis, 0 adaptive (as many as pixels under the bin)
-    box_smooth_l1_beta: float = 0.0  # box_head.py
-    min_detection_px: float = 0.0  # box_head.py: detections with a side not larger than this are dropped before NMS
-    soft_bitmap_targets: bool = False  # masks.py: bitmaps seen unaligned and as fractions, not cut at one half
-    mask_paste: Literal["exact", "integer"] = "exact"  # masks.py: into the box, or into whole pixels around it
-    norm_eps: float = 1e-5  # build.py: the backbone's norms
+    """Details in which the projects differ; the defaults are detectron2's.
+
+    Attributes:
+        round_anchors: round the anchors of a cell to whole pixels. Read by `anchors.py`; torchvision needs it.
+        anchor_stride: distance between the anchors of neighbouring cells: "level", the stride of the level, or "grid",
+            the padded image size // the size of the feature map, pixels. Read by `anchors.py`; torchvision needs
+            "grid".
+        best_anchor_min_iou: the best anchors of a ground-truth box are positive if their IoU with it is positive and at
+            least this, 0 to 1. Read by `rpn.py`; mmdetection needs 0.3.
+        best_anchor_switches: the best anchors of a ground-truth box are matched with that box, even if they overlap
+            another one more. Read by `rpn.py` and `roi_stage.py`; mmdetection needs it.
+        own_padding_px: anchors outside the image, its sides rounded up to a multiple of this number of pixels, take no
+            part in the losses; 0 uses all anchors. Read by `rpn.py` and `anchors.py`; mmdetection needs 32.
+        rpn_divisor: the summed losses of the RPN are divided by "configured", the images times
+            `RPNSpec.samples_per_image`, or by "sampled", the number of anchors that were sampled. Read by `rpn.py`;
+            torchvision and mmdetection need "sampled".
+        rpn_smooth_l1_beta: beta of the smooth L1 loss of the RPN's deltas; 0 is L1. Read by `rpn.py`; torchvision needs
+            1 / 9.
+        min_proposal_px: proposals need both sides larger than this, pixels. Read by `rpn.py`; torchvision needs 0.001.
+        bound_shrinking: limit the log size of deltas from below as from above. Read by `rpn.py` and `roi_stage.py`;
+            mmdetection needs it.
+        level_ratio_eps: added to sqrt(area) / 224 px before its logarithm chooses the level of a region. Read by
+            `roi_pool.py`; torchvision needs 0, mmdetection 0.25e-6.
+        level_log_eps: added to that logarithm. Read by `roi_pool.py`; torchvision needs 1e-6.
+        roi_aligned: RoIAlign shifts regions by half a pixel, which is the correct position. Read by `roi_pool.py`;
+            torchvision needs False.
+        roi_samples: samples of RoIAlign per bin and axis; 0 takes as many as there are cells under the bin. Read by
+            `roi_pool.py`; torchvision needs 2.
+        box_smooth_l1_beta: beta of the smooth L1 loss of the box head's deltas; 0 is L1. Read by `roi_stage.py`;
+            torchvision needs 1 / 9.
+        min_detection_px: detections need both sides larger than this before non-maximum suppression, pixels; 0 keeps
+            all. Read by `selection.py`; torchvision needs 0.01.
+        soft_bitmap_targets: mask targets from bitmaps are fractions of an unaligned RoIAlign, instead of an aligned one
+            with a threshold of 0.5. Read by `mask_head.py` and `masks.py`; torchvision needs it.
+        mask_paste: paste masks into their exact box ("exact"), or into the whole pixels around it ("integer"). Read by
+            `mask_head.py` and `masks.py`; torchvision needs "integer".
+        norm_eps: epsilon of the backbone's norms. Read by `build.py`; torchvision's first detectors need 0.
+
+    Raises:
+        InvalidValue: a value that no code supports.
+    """
+
+    round_anchors: bool = False
+    anchor_stride: Literal["level", "grid"] = "level"
+    best_anchor_min_iou: float = 0.0
+    best_anchor_switches: bool = False
+    own_padding_px: int = 0
+    rpn_divisor: Literal["configured", "sampled"] = "configured"
+    rpn_smooth_l1_beta: float = 0.0
+    min_proposal_px: float = 0.0
+    bound_shrinking: bool = False
+    level_ratio_eps: float = 1e-8
+    level_log_eps: float = 0.0
+    roi_aligned: bool = True
+    roi_samples: int = 0
+    box_smooth_l1_beta: float = 0.0
+    min_detection_px: float = 0.0
+    soft_bitmap_targets: bool = False
+    mask_paste: Literal["exact", "integer"] = "exact"
+    norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -48,7 +88,7 @@ class Conventions:
                 raise InvalidValue(f"{name}={value} must not be negative")
 
 
-# detectron2 0.6's C4, DC5 and FPN configurations; torchvision 0.13 and later; mmdetection 3's _base_ models
+# of detectron2 0.6's C4, DC5 and FPN configurations, torchvision 0.13 and later, and mmdetection 3's _base_ models
 CONVENTIONS: dict[str, Conventions] = {
     "detectron2": Conventions(),
     "torchvision": Conventions(
@@ -72,6 +112,6 @@ CONVENTIONS: dict[str, Conventions] = {
         own_padding_px=32,
         rpn_divisor="sampled",
         bound_shrinking=True,
-        level_ratio_eps=0.25e-6,  # 1e-6 on the side over 56 px
+        level_ratio_eps=0.25e-6,  # 1e-6 is added to sqrt(area) / 56 px
     ),
 }

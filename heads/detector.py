@@ -15,10 +15,10 @@ from resnet_backbone.errors import InvalidValue
 from resnet_backbone.preprocess import Preprocess
 from resnet_backbone.protocols import Backbone
 
-from . import selection
 from .boxes import larger_than
 from .roi_stage import InstanceStage, RoIStage, StageOutput, foreground
 from .rpn import RPN, RPNOutput
+from .selection import select_detections
 from .structures import Detections, ImageBatch, ImageSize, Proposals, Targets
 from .weights import DetectorWeights
 
@@ -173,7 +173,7 @@ class RCNN(DetectorWeights):
 
     @torch.no_grad()
     def select(self, outputs: Sequence[StageOutput], sizes: Sequence[ImageSize]) -> list[Detections]:
-        """Turn the outputs of the RoI stages into detections: threshold, decode, suppress, top-k.
+        """Turn the outputs of the RoI stages into detections: threshold, decoding, suppression, top-k.
 
         Args:
             outputs: one per stage; boxes are decoded from the last.
@@ -182,15 +182,7 @@ class RCNN(DetectorWeights):
         Returns:
             N detections, best first.
         """
-        last, stage = outputs[-1], self.roi_stages[-1]
-        spec, detections = stage.head.spec, []
-        for scores, deltas, boxes, size in zip(
-            selection.class_scores(outputs), last.per_image(last.deltas), last.boxes, sizes
-        ):
-            candidates = selection.above_threshold(scores, deltas, spec.min_score)
-            decoded = selection.decode_candidates(candidates, deltas, boxes, stage, size)
-            detections.append(selection.top_k(selection.suppress(decoded, spec.nms_iou), spec.max_detections))
-        return detections
+        return select_detections(outputs, self.roi_stages[-1], sizes)
 
     def _check(self, batch: ImageBatch, targets: Sequence[Targets]) -> None:
         if len(targets) != len(batch.sizes):

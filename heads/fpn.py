@@ -7,18 +7,28 @@ from collections.abc import Mapping, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnet_backbone import FeatureSpec
 from resnet_backbone.errors import InvalidValue
 from resnet_backbone.norm import conv_layer
+from resnet_backbone.protocols import FeatureSpec
 
 
 class FeaturePyramid(nn.Module):
-    """Lateral 1x1 convolutions, a nearest-neighbour top-down path, 3x3 output convolutions, and P6 as every second
-    pixel of P5 (max pooling of 1x1, stride 2: detectron2's `LastLevelMaxPool`).
+    """A feature pyramid: lateral 1x1 convolutions, a nearest-neighbour top-down path and 3x3 output convolutions.
 
-    Args: specs: the backbone's `feature_specs`; levels: which of them, fine to coarse; channels of every P level;
-    norm behind every convolution, "none" for biases instead.
-    `feature_specs` gives the levels it returns, "p2" ... "p6". Raises ValueError for levels the backbone lacks.
+    The coarsest level, P6, is every second pixel of P5: max pooling of size 1 and stride 2, as detectron2's
+    `LastLevelMaxPool`.
+
+    Args:
+        specs: the backbone's `feature_specs`.
+        levels: the levels to use, fine to coarse.
+        channels: channels of every level of the pyramid.
+        norm: norm behind every convolution, a name in `NORMS`, or "none" for biases.
+
+    Attributes:
+        feature_specs: "p2" ... "p6" -> channels and stride, for the levels that are returned.
+
+    Raises:
+        InvalidValue: a level that the backbone does not return, or an unknown norm.
     """
 
     def __init__(
@@ -50,14 +60,21 @@ class FeaturePyramid(nn.Module):
         self.feature_specs[self.extra] = FeatureSpec(channels, specs[coarsest].stride * 2)
 
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """features: level -> (N, C, h, w) -> P level -> (N, channels, h, w), fine to coarse."""
+        """Compute the pyramid.
+
+        Args:
+            features: level -> (N, C, h, w).
+
+        Returns:
+            "p2", ... "p6" -> (N, channels, h, w), fine to coarse.
+        """
         coarse_to_fine: dict[str, Tensor] = {}
         merged: Tensor | None = None
         for level in reversed(self.levels):
             lateral = self.lateral[level](features[level])
-            merged = (
-                lateral if merged is None else lateral + F.interpolate(merged, size=lateral.shape[-2:], mode="nearest")
-            )
+            if merged is not None:
+                lateral = lateral + F.interpolate(merged, size=lateral.shape[-2:], mode="nearest")
+            merged = lateral
             coarse_to_fine[_p(level)] = self.output[level](merged)
         pyramid = dict(reversed(coarse_to_fine.items()))
         pyramid[self.extra] = F.max_pool2d(pyramid[_p(self.levels[-1])], 1, 2)
@@ -65,4 +82,5 @@ class FeaturePyramid(nn.Module):
 
 
 def _p(level: str) -> str:
+    """Name of the pyramid's level for one of the backbone: "c2" -> "p2"."""
     return "p" + level[1:]

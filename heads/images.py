@@ -1,5 +1,7 @@
-"""Reading images, and the one resize that training and inference share. Pillow and OpenCV are imported where they are
-met."""
+"""Reading images, and the resizing that training and inference share.
+
+Pillow and OpenCV are imported by the functions that use them.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,21 @@ if TYPE_CHECKING:
 
 
 class UnreadableImage(UserError, OSError):
-    """A file that is missing, cut off or no image; the message names it."""
+    """An image file that is missing, truncated or of another kind; the message names it."""
 
 
 def read_image(path: str | PathLike[str]) -> np.ndarray:
-    """A file -> (H, W, 3) uint8 RGB, turned upright by its EXIF orientation. Raises `UnreadableImage`."""
+    """Read an image and apply its EXIF orientation.
+
+    Args:
+        path: the file.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        UnreadableImage: the file is missing, truncated or no image.
+    """
     from PIL import Image
 
     path = Path(path)
@@ -38,16 +50,31 @@ def read_image(path: str | PathLike[str]) -> np.ndarray:
 
 
 def upright_rgb(image: Image.Image) -> np.ndarray:
-    """A Pillow image -> (H, W, 3) uint8 RGB, turned upright by its EXIF orientation."""
+    """Apply the EXIF orientation of an image.
+
+    Args:
+        image: a Pillow image of any mode.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
     from PIL import ImageOps
 
     return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def resized_size(size: ImageSize, *, short_side_px: int, long_side_px: int, how: str = "pillow") -> ImageSize:
-    """detectron2's `ResizeShortestEdge`: the short side becomes short_side_px, unless the long one would exceed its
-    cap; halves are rounded up, and no side vanishes. how "torch" is torchvision's rule: fractions are cut
-    off."""
+    """Compute the size of a resized image, as detectron2's `ResizeShortestEdge`.
+
+    Args:
+        size: the image.
+        short_side_px: pixels of the short side after resizing, unless the long side would exceed its limit.
+        long_side_px: most pixels of the long side after resizing.
+        how: "pillow" and "opencv" round to the nearest pixel, halves up; "torch" rounds down, as torchvision.
+
+    Returns:
+        The new size; every side has at least one pixel.
+    """
     scale = short_side_px / min(size.height, size.width)
     scale = min(scale, long_side_px / max(size.height, size.width))
     rounding = 0.0 if how == "torch" else 0.5
@@ -56,9 +83,18 @@ def resized_size(size: ImageSize, *, short_side_px: int, long_side_px: int, how:
 
 
 def resize(image: np.ndarray, size: ImageSize, *, how: str = "pillow", precise: bool = False) -> np.ndarray:
-    """image: (H, W, 3) uint8 -> (size.height, size.width, 3) uint8, as `Preprocess.resize` says: "pillow" is its
-    bilinear filter, which averages when it shrinks; "opencv" and "torch" read four pixels and alias, and "torch" gives
-    float32 that is not rounded (float64 where precise)."""
+    """Resize an image with one of the bilinear filters of `Preprocess.resize`.
+
+    Args:
+        image: (H, W, 3) uint8.
+        size: the new size.
+        how: "pillow" averages over the source pixels when it shrinks; "opencv" and "torch" interpolate between four
+            pixels, and "torch" does not round.
+        precise: compute in float64; for "torch".
+
+    Returns:
+        (size.height, size.width, 3), uint8; for "torch" float32, or float64 if precise.
+    """
     if how == "torch":
         planes = torch.tensor(image).permute(2, 0, 1)[None].to(torch.float64 if precise else torch.float32)
         shape = (size.height, size.width)

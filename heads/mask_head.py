@@ -1,6 +1,6 @@
-"""The mask head: four 3x3 convolutions, a 2x transposed one, a mask for each class (He et al., *Mask R-CNN*, 2017).
+"""The mask head: 3x3 convolutions, a transposed 2x2 convolution and one mask per class (He et al., *Mask R-CNN*, 2017).
 
-Glossary: S regions of the batch, K classes, M = 2 * pool_size the side of a mask.
+S regions of the batch, K classes, P the side of a pooled region in bins.
 """
 
 from __future__ import annotations
@@ -23,13 +23,22 @@ from .matching import SampledRegions, mean_over_processes
 from .settings import require_norm, require_not_negative, require_positive
 from .structures import Detections, Targets
 
-CPU_BATCH = 16  # regions; on a CPU, their number is rounded up to a multiple
+CPU_BATCH = 16  # on a CPU, the number of regions is rounded up to a multiple of this
 
 
 @dataclass(frozen=True)
 class MaskHeadSpec:
-    """Settings of the mask head; the default is detectron2's R50-FPN recipe. norm: behind each convolution of `convs`
-    ("none": biases)."""
+    """Settings of the mask head; the defaults are those of detectron2's R50-FPN configurations.
+
+    Attributes:
+        pool_size: side of a pooled region, in bins; masks have twice as many cells per side.
+        convs: number of 3x3 convolutions before the upsampling.
+        channels: channels of every convolution.
+        norm: norm behind every 3x3 convolution, a name in `NORMS`, or "none" for biases.
+
+    Raises:
+        InvalidValue: a value that is out of range.
+    """
 
     pool_size: int = 14
     convs: int = 4
@@ -43,7 +52,14 @@ class MaskHeadSpec:
 
 
 class MaskHead(nn.Module):
-    """Region features (S, C, P, P) -> mask logits (S, K, 2P, 2P)."""
+    """Mask logits of pooled regions.
+
+    Args:
+        channels: C, channels of the regions.
+        num_classes: K, without the background.
+        spec: settings of the head.
+        conventions: what the projects do differently.
+    """
 
     def __init__(self, channels: int, num_classes: int, spec: MaskHeadSpec, conventions: Conventions) -> None:
         super().__init__()
@@ -57,44 +73,70 @@ class MaskHead(nn.Module):
         assert self.logits.bias is not None
         nn.init.normal_(self.logits.weight, std=0.001)
         nn.init.zeros_(self.logits.bias)
-        # a live batch norm would count the added regions in its statistics
+        # batch statistics would include the padding regions
         self.may_pad = spec.norm not in ("bn", "sync_bn")
 
     def forward(self, regions: Tensor) -> Tensor:
+        """Run the head.
+
+        Args:
+            regions: (S, C, P, P), P = `MaskHeadSpec.pool_size`.
+
+        Returns:
+            (S, K, 2P, 2P) logits.
+        """
         count, x = len(regions), regions
         if x.device.type == "cpu" and (self.may_pad or not self.training):
-            # oneDNN makes new kernels for every batch size that it meets, which costs as much as running them
+            # oneDNN compiles kernels for every new batch size, which takes as long as running them
             x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, -count % CPU_BATCH))
         for conv in self.convs:
             x = F.relu(conv(x), inplace=True)
-        return self.logits(F.relu(self.upsample(x), inplace=True))[:count]
+        logits: Tensor = self.logits(F.relu(self.upsample(x), inplace=True))
+        return logits[:count]
 
     def losses(
         self, outputs: Tensor, positives: Sequence[SampledRegions], targets: Sequence[Targets]
     ) -> dict[str, Tensor]:
-        """Binary cross-entropy on the mask of the true class, averaged over the positive regions' pixels.
+        """Binary cross-entropy on the masks of the ground-truth classes, averaged over positive regions and cells.
 
-        Raises ValueError for targets without masks.
+        Args:
+            outputs: (S, K, M, M) logits of the positive regions, image by image.
+            positives: N samples that hold positive regions only.
+            targets: N targets.
+
+        Returns:
+            "loss_mask".
+
+        Raises:
+            InvalidValue: targets without masks.
         """
         goals = []
-        for region, truth in zip(positives, targets):
-            if truth.masks is None:
+        for region, target in zip(positives, targets):
+            if target.masks is None:
                 raise InvalidValue(
                     "this detector learns masks, these targets have none: give masks, or a recipe without a mask head"
                 )
             soft = self.conventions.soft_bitmap_targets
-            goals.append(truth.masks[region.matched].crop_to(region.boxes, outputs.shape[-1], soft_bitmaps=soft))
+            goals.append(target.masks[region.matched].crop_to(region.boxes, outputs.shape[-1], soft_bitmaps=soft))
         labels = torch.cat([region.labels for region in positives])
-        own = B.promote(outputs[torch.arange(len(labels), device=labels.device), labels])
-        total = F.binary_cross_entropy_with_logits(own, torch.cat(goals).to(own.dtype), reduction="sum")
-        divisor = mean_over_processes(len(labels), own.device).to(own.dtype) * outputs.shape[-1] ** 2
+        logits = B.promote(outputs[torch.arange(len(labels), device=labels.device), labels])
+        total = F.binary_cross_entropy_with_logits(logits, torch.cat(goals).to(logits.dtype), reduction="sum")
+        divisor = mean_over_processes(len(labels), logits.device).to(logits.dtype) * outputs.shape[-1] ** 2
         return {"loss_mask": total / divisor}
 
     @torch.no_grad()
     def detect(self, regions: Tensor, detections: Sequence[Detections]) -> list[Detections]:
-        """regions: features of the detections' boxes -> the detections with `RoiMasks` of their classes."""
+        """Add masks to detections.
+
+        Args:
+            regions: (S, C, P, P), pooled features of the detected boxes, image by image.
+            detections: N detections.
+
+        Returns:
+            N detections with the `RoiMasks` of their classes.
+        """
         labels = torch.cat([d.labels for d in detections])
         logits = self(regions)
-        own = B.promote(logits[torch.arange(len(labels), device=labels.device), labels]).sigmoid()
-        split = own.split([len(d) for d in detections])
-        return [replace(d, masks=RoiMasks(m, self.conventions.mask_paste)) for d, m in zip(detections, split)]
+        probabilities = B.promote(logits[torch.arange(len(labels), device=labels.device), labels]).sigmoid()
+        per_image = torch.split(probabilities, [len(d) for d in detections])
+        return [replace(d, masks=RoiMasks(m, self.conventions.mask_paste)) for d, m in zip(detections, per_image)]

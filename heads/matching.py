@@ -1,6 +1,6 @@
-"""Which ground truth an anchor or proposal answers for, and which of them are sampled for the loss.
+"""Matching of anchors and proposals with ground-truth boxes, and sampling of them for the losses.
 
-Glossary: G ground-truth boxes, A candidates (anchors or proposals) of one image.
+G ground-truth boxes and A candidates (anchors or proposals) of one image.
 """
 
 from __future__ import annotations
@@ -32,12 +32,21 @@ class SampledRegions:
 def match(
     overlap: Tensor, *, low: float, high: float, best_from: float | None = None, best_switches: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """overlap: (G, A) IoU -> the best ground truth of each candidate (A,) int64, and its role (A,) int8.
+    """Match every candidate with the ground-truth box that it overlaps most.
 
-    IoU >= high is POSITIVE, < low NEGATIVE, between them IGNORED. best_from (the RPN): every ground truth also makes
-    its best candidates positive, ties included, if they overlap at all and at least this much. They still answer for
-    their own best ground truth (detectron2's and torchvision's `Matcher`), or with best_switches for the one whose
-    best they are, the last of several (mmdetection's `MaxIoUAssigner`). With G = 0 everything is NEGATIVE.
+    Args:
+        overlap: (G, A) IoU.
+        low: candidates with a smaller IoU are NEGATIVE.
+        high: candidates with at least this IoU are POSITIVE; those between low and high are IGNORED.
+        best_from: the best candidates of every ground-truth box, ties included, are POSITIVE too, if their IoU is
+            positive and at least this. None: they are not.
+        best_switches: how those candidates are matched. False, with the box that they overlap most (the `Matcher` of
+            detectron2 and torchvision). True, with the box of which they are the best, the last one of several
+            (mmdetection's `MaxIoUAssigner`).
+
+    Returns:
+        The index of the matched box, (A,) int64, and the role, (A,) int8. Without ground-truth boxes all candidates are
+        NEGATIVE.
     """
     if overlap.shape[0] == 0:
         roles = overlap.new_full((overlap.shape[1],), NEGATIVE, dtype=torch.int8)
@@ -47,8 +56,8 @@ def match(
     roles[best < low] = NEGATIVE
     roles[best >= high] = POSITIVE
     if best_from is not None and overlap.shape[1]:
-        best_of_truth = overlap.max(dim=1, keepdim=True).values
-        is_best = (overlap == best_of_truth) & (best_of_truth > 0) & (best_of_truth >= best_from)
+        best_of_box = overlap.max(dim=1, keepdim=True).values
+        is_best = (overlap == best_of_box) & (best_of_box > 0) & (best_of_box >= best_from)
         roles[is_best.any(dim=0)] = POSITIVE
         if best_switches:
             order = torch.arange(1, len(overlap) + 1, device=overlap.device)
@@ -58,10 +67,16 @@ def match(
 
 
 def sample(roles: Tensor, count: int, positive_fraction: float) -> tuple[Tensor, Tensor]:
-    """roles: (A,) -> indices of sampled positives and negatives, at most count together.
+    """Sample positive and negative candidates at random.
 
-    At most count * positive_fraction positives are drawn, negatives fill the rest. Where nothing has to be left out,
-    nothing is random and indices keep their order.
+    Args:
+        roles: (A,), as `match` returns them.
+        count: largest number of samples.
+        positive_fraction: largest share of positive ones, 0 to 1; negative ones fill the rest.
+
+    Returns:
+        Indices of the positive and of the negative samples, int64. If all candidates of a role are taken, they keep
+        their order and no random numbers are drawn.
     """
     positive = (roles == POSITIVE).nonzero().flatten()
     negative = (roles == NEGATIVE).nonzero().flatten()
@@ -77,14 +92,21 @@ def _draw(indices: Tensor, count: int) -> Tensor:
 
 
 def mean_over_processes(count: int, device: torch.device) -> Tensor:
-    """What to divide a summed loss by: the mean of `count` over all processes, at least one.
+    """Average a count over all processes, as the divisor of a summed loss.
 
-    DistributedDataParallel averages gradients over processes; with this divisor, N processes take the step that one
-    process would take on all their images together. In a single process it is the count itself.
+    DistributedDataParallel averages gradients over processes. With this divisor, N processes take the same step as one
+    process with all their images.
+
+    Args:
+        count: the count of this process.
+        device: device of the loss.
+
+    Returns:
+        The mean count, a scalar tensor. The sum over all processes counts as at least one.
     """
     value = torch.tensor(float(count), device=device)
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(value)
-        # at least one in the world, not in each process: a process without a positive must not change the mean
+        # the minimum is applied to the sum: a process without a positive region must not change the mean
         return value.clamp(min=1) / dist.get_world_size()
     return value.clamp(min=1)

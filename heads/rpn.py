@@ -138,9 +138,10 @@ class RPN(nn.Module):
         used = self.anchors.within(levels, batch.sizes) if conventions.own_padding_px else everything
         classification, regression = logits[:, :0].sum(), deltas[:, :0].sum()
         for image_logits, image_deltas, target, rows in zip(logits, deltas, targets, used):
-            sums = self._image_losses(image_logits[rows], image_deltas[rows], anchors[rows], target)
-            classification, regression = classification + sums[0], regression + sums[1]
-            sampled_anchors += sums[2]
+            terms, box_terms, count = self._image_losses(image_logits[rows], image_deltas[rows], anchors[rows], target)
+            classification = sum(terms, start=classification)
+            regression = sum(box_terms, start=regression)
+            sampled_anchors += count
         total: float | Tensor = len(targets) * self.spec.samples_per_image
         if conventions.rpn_divisor == "sampled":
             total = mean_over_processes(sampled_anchors, logits.device).to(logits.dtype)
@@ -148,8 +149,8 @@ class RPN(nn.Module):
 
     def _image_losses(
         self, logits: Tensor, deltas: Tensor, anchors: Tensor, target: Targets
-    ) -> tuple[Tensor, Tensor, int]:
-        """Summed losses of one image, and how many anchors were sampled."""
+    ) -> tuple[list[Tensor], list[Tensor], int]:
+        """Terms of the classification loss and of the regression loss of one image, and its sampled anchors."""
         spec, conventions = self.spec, self.conventions
         matched, roles = match(
             B.iou(target.boxes, anchors),
@@ -159,13 +160,13 @@ class RPN(nn.Module):
             best_switches=conventions.best_anchor_switches,
         )
         positive, negative = sample(roles, spec.samples_per_image, spec.positive_fraction)
-        classification, regression = logits[:0].sum(), deltas[:0].sum()
+        classification, regression = [], []
         for sampled, role in ((positive, POSITIVE), (negative, NEGATIVE)):
             goal = torch.full_like(logits[sampled], float(role))
-            classification = classification + F.binary_cross_entropy_with_logits(logits[sampled], goal, reduction="sum")
+            classification.append(F.binary_cross_entropy_with_logits(logits[sampled], goal, reduction="sum"))
         if len(positive):
             goal = B.encode(target.boxes[matched[positive]], anchors[positive], WEIGHTS)
-            regression = regression + B.smooth_l1_sum(deltas[positive], goal, conventions.rpn_smooth_l1_beta)
+            regression.append(B.smooth_l1_sum(deltas[positive], goal, conventions.rpn_smooth_l1_beta))
         return classification, regression, len(positive) + len(negative)
 
     @torch.no_grad()

@@ -102,3 +102,22 @@ def suppress(detections: Detections, nms_iou: float) -> Detections:
 def top_k(detections: Detections, count: int) -> Detections:
     """The best `count` of detections that are sorted, best first."""
     return detections[:count]
+
+
+def select_detections(outputs: Sequence[StageOutput], stage: RoIStage, sizes: Sequence[ImageSize]) -> list[Detections]:
+    """All steps, with the settings of the last stage's head.
+
+    Args:
+        outputs: one per stage; boxes are decoded from the last.
+        stage: the last stage.
+        sizes: N image sizes without padding.
+
+    Returns:
+        N detections, best first.
+    """
+    last, spec, detections = outputs[-1], stage.head.spec, []
+    for scores, deltas, boxes, size in zip(class_scores(outputs), last.per_image(last.deltas), last.boxes, sizes):
+        candidates = above_threshold(scores, deltas, spec.min_score)
+        decoded = decode_candidates(candidates, deltas, boxes, stage, size)
+        detections.append(top_k(suppress(decoded, spec.nms_iou), spec.max_detections))
+    return detections

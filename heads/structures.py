@@ -1,14 +1,14 @@
-"""The detector's containers: typed, checked where they are made, indexable, movable, known to pytrees.
+"""The containers of the detector: typed, checked when they are built, indexable, movable, registered as pytrees.
 
-Glossary: N images, R boxes of one image, K classes (labels 0..K-1). Boxes are (R, 4) x1 y1 x2 y2 in pixels of the
-image they lie in; pixel i covers the interval [i, i + 1].
+N images, R boxes of one image, K classes (labels 0..K - 1). Boxes are (R, 4) x1 y1 x2 y2 in pixels of their image;
+pixel i covers the interval [i, i + 1].
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from dataclasses import Field, dataclass, fields, replace
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,30 +24,39 @@ T = TypeVar("T", bound="_Container")
 
 @dataclass(frozen=True)
 class ImageSize:
-    """Pixels; height first by name, never by position in a bare pair."""
+    """Size of an image, given by name: `ImageSize(height=480, width=640)`.
+
+    Attributes:
+        height: pixels.
+        width: pixels.
+    """
 
     height: int
     width: int
 
 
 class _Container:
-    """What the dataclasses below share: every field is a tensor, a mask container or None, all of the same length."""
+    """Base of the dataclasses below: every field is a tensor, a mask container or None, all of the same length."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+    boxes: Tensor
 
     def _parts(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def _map(self: T, function: Callable[[Any], Any]) -> T:
         parts = {k: None if v is None else function(v) for k, v in self._parts().items()}
-        return replace(self, **parts)  # type: ignore[type-var]
+        return replace(self, **parts)
 
     def __len__(self) -> int:
-        return len(self.boxes)  # type: ignore[attr-defined]
+        return len(self.boxes)
 
     def __getitem__(self: T, index: Tensor | slice) -> T:
-        """A subset: a slice, a mask (R,) of bool, or indices (M,) of int64."""
+        """A subset: a slice, a mask (R,) of bool, or indices (S,) of int64."""
         return self._map(lambda part: part[index])
 
     def to(self: T, device: torch.device | str, non_blocking: bool = False) -> T:
+        """Move every field to a device; arguments as for `torch.Tensor.to`."""
         return self._map(lambda part: part.to(device, non_blocking=non_blocking))
 
     def _check(self) -> None:
@@ -60,7 +69,7 @@ class _Container:
             )
         for key, part in parts.items():
             if part is not None and len(part) != len(boxes):
-                raise InvalidValue(f"{name} has {len(boxes)} boxes but {len(part)} {key}: one {key} entry a box")
+                raise InvalidValue(f"{name} has {len(boxes)} boxes but {len(part)} {key}: give one entry per box")
         labels = parts.get("labels")
         if labels is not None and labels.dtype != torch.int64:
             raise InvalidValue(f"{name}.labels must be int64 class indices 0..K-1, got {labels.dtype}")
@@ -68,7 +77,16 @@ class _Container:
 
 @dataclass(frozen=True)
 class Targets(_Container):
-    """Ground truth of one image: boxes (R, 4), labels (R,) int64, masks or None. Raises ValueError for wrong shapes."""
+    """Ground truth of one image.
+
+    Attributes:
+        boxes: (R, 4) xyxy, pixels, float32 or float64.
+        labels: (R,) int64, 0..K - 1.
+        masks: R masks, or None for detectors of boxes only.
+
+    Raises:
+        InvalidValue: another shape or dtype, or fields of different lengths.
+    """
 
     boxes: Tensor
     labels: Tensor
@@ -80,7 +98,15 @@ class Targets(_Container):
 
 @dataclass(frozen=True)
 class Proposals(_Container):
-    """Regions of one image: boxes (R, 4), scores (R,) logits."""
+    """Proposed regions of one image.
+
+    Attributes:
+        boxes: (R, 4) xyxy, pixels, float32 or float64.
+        scores: (R,) logits.
+
+    Raises:
+        InvalidValue: another shape or dtype, or fields of different lengths.
+    """
 
     boxes: Tensor
     scores: Tensor
@@ -91,10 +117,17 @@ class Proposals(_Container):
 
 @dataclass(frozen=True)
 class Detections(_Container):
-    """What was found in one image: boxes (R, 4), scores (R,) 0..1, labels (R,), best first.
+    """Detected objects of one image, best first.
 
-    masks: `RoiMasks` (R, M, M) in each box's own frame as the mask head gives them, `PolygonMasks`, `BitMasks`
-    (R, H, W) in the image's pixels as `Predictor` gives them, or None.
+    Attributes:
+        boxes: (R, 4) xyxy, pixels, float32 or float64.
+        scores: (R,) 0..1.
+        labels: (R,) int64, 0..K - 1.
+        masks: R masks, or None: `RoiMasks` in the frames of the boxes (from the mask head), `BitMasks` in the pixels of
+            the image (from `Predictor`), or `PolygonMasks`.
+
+    Raises:
+        InvalidValue: another shape or dtype, or fields of different lengths.
     """
 
     boxes: Tensor
@@ -107,12 +140,21 @@ class Detections(_Container):
 
     @classmethod
     def empty(cls) -> Detections:
+        """No detections, on the CPU and without masks."""
         return cls(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
 
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Normalised, padded images (N, 3, H, W), and the N sizes without the padding."""
+    """Normalised and padded images.
+
+    Attributes:
+        pixels: (N, 3, H, W); every image lies at the top left.
+        sizes: N sizes without padding.
+
+    Raises:
+        InvalidValue: another number of dimensions, or of sizes.
+    """
 
     pixels: Tensor
     sizes: tuple[ImageSize, ...]
@@ -120,18 +162,26 @@ class ImageBatch:
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or len(self.pixels) != len(self.sizes):
             raise InvalidValue(
-                "ImageBatch wants pixels (N, 3, H, W) and N sizes; "
+                "ImageBatch takes pixels (N, 3, H, W) and N sizes; "
                 f"got {tuple(self.pixels.shape)}, {len(self.sizes)} sizes"
             )
 
     @property
     def padded(self) -> tuple[int, int]:
-        """Height and width of `pixels`, with the padding."""
+        """Height and width of `pixels`, with padding."""
         return self.pixels.shape[-2], self.pixels.shape[-1]
 
     @classmethod
     def from_images(cls, images: Sequence[Tensor], preprocess: Preprocess) -> ImageBatch:
-        """images: N of (3, H_i, W_i) uint8 RGB, already resized -> normalised and padded as the weights want them."""
+        """Normalise and pad images.
+
+        Args:
+            images: N of (3, H_i, W_i) uint8 RGB, resized.
+            preprocess: the pixel format that the weights expect.
+
+        Returns:
+            The batch, in channels_last memory.
+        """
         pixels = preprocess.pad([preprocess.normalise(image) for image in images])
         return cls(
             pixels.contiguous(memory_format=torch.channels_last),
@@ -139,6 +189,7 @@ class ImageBatch:
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ImageBatch:
+        """Move the pixels to a device; arguments as for `torch.Tensor.to`."""
         return ImageBatch(self.pixels.to(device, non_blocking=non_blocking), self.sizes)
 
 
@@ -149,7 +200,7 @@ def _register(cls: type) -> None:
         return [getattr(value, name) for name in names], None
 
     def unflatten(children: Any, _: None) -> Any:
-        # without __init__: pytrees also carry placeholders, which no check would pass
+        # without __init__, because pytrees also hold placeholders, which the checks would refuse
         value: Any = object.__new__(cls)
         for name, child in zip(names, children):
             object.__setattr__(value, name, child)

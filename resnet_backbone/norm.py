@@ -1,11 +1,11 @@
-"""Norms: frozen batch norm, the choice of norm, and a convolution that takes its frozen norm into its weights."""
+"""Normalisation layers: frozen batch norm, the choice of norm by name, and folding of constant norms."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
 from math import gcd
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -17,21 +17,25 @@ from .errors import InvalidValue
 
 Norm = Literal["frozen_bn", "bn", "bn_eval", "sync_bn", "gn"]
 NORMS: tuple[str, ...] = get_args(Norm)
-MakeNorm = Callable[[int], nn.Module]
+MakeNorm = Callable[[int], nn.Module]  # number of channels -> norm
 
 
 def _scale_and_shift(norm: FrozenBatchNorm2d | FixedStatsBatchNorm2d) -> tuple[Tensor, Tensor]:
-    """A norm of constant statistics as y = scale * x + shift, both (C,)."""
+    """A norm with constant statistics as y = scale * x + shift, both (C,)."""
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     return scale, norm.bias - norm.running_mean * scale
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Batch norm whose statistics and affine terms are buffers: nothing can train or update them.
+    """Batch norm whose statistics, scale and shift are buffers, so that training does not change them.
 
-    Same formula, key names and default epsilon as torchvision's `ops.FrozenBatchNorm2d`; files of ordinary batch
-    norms load (`num_batches_tracked` is dropped).
+    Formula, key names and default epsilon are those of torchvision's `ops.FrozenBatchNorm2d`. State dicts of ordinary
+    batch norms load; their `num_batches_tracked` is dropped.
+
+    Args:
+        channels: number of channels, C.
+        eps: added to the variance.
     """
 
     weight: Tensor
@@ -47,31 +51,42 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):  # type: ignore[no-untyped-def]
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         state_dict.pop(f"{prefix}num_batches_tracked", None)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        module: Any = super()  # torch does not annotate this method
+        module._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise (N, C, H, W) in its own precision."""
         scale, shift = (t.to(x.dtype).reshape(1, -1, 1, 1) for t in _scale_and_shift(self))
         return x * scale + shift
 
     def extra_repr(self) -> str:
+        """Channels and epsilon, for printing."""
         return f"{self.weight.numel()}, eps={self.eps}"
 
 
 class FixedStatsBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm whose affine terms train and whose statistics do not (mmdetection's `norm_eval`)."""
+    """Batch norm that trains its scale and shift but always uses running statistics (mmdetection's `norm_eval`)."""
 
     def train(self, mode: bool = True) -> FixedStatsBatchNorm2d:
+        """Stay in inference mode, whatever the mode."""
         return super().train(False)
 
 
 def frozen(part: nn.Module) -> nn.Module:
-    """The part with nothing left to train, and its batch norms as `FrozenBatchNorm2d` of the same values; the part
-    itself unless it is a batch norm."""
+    """Freeze a part of a net, in place.
+
+    Args:
+        part: any module.
+
+    Returns:
+        The part, without trainable parameters and with its batch norms replaced by `FrozenBatchNorm2d` of the same
+        values. If the part itself is a batch norm, its replacement.
+    """
     if isinstance(part, _BatchNorm):
         assert part.running_mean is not None
-        norm = FrozenBatchNorm2d(part.num_features, part.eps).to(part.running_mean)  # its device and its precision
+        norm = FrozenBatchNorm2d(part.num_features, part.eps).to(part.running_mean)  # device and precision
         norm.load_state_dict(part.state_dict())
         return norm
     for name, child in part.named_children():
@@ -80,8 +95,19 @@ def frozen(part: nn.Module) -> nn.Module:
 
 
 def make_norm(kind: str, eps: float = 1e-5) -> MakeNorm:
-    """From a norm's name to a function channels -> module. GroupNorm has 32 groups (Wu and He, 2018), or as many
-    as divide the channels of the narrow CIFAR nets. Raises ValueError for an unknown name."""
+    """Choose a norm by its name.
+
+    Args:
+        kind: "frozen_bn", "bn", "bn_eval" (fixed statistics), "sync_bn" or "gn". Group norm has 32 groups (Wu and He,
+            ECCV 2018), or the greatest common divisor of 32 and the number of channels in the narrow CIFAR nets.
+        eps: epsilon of the norm.
+
+    Returns:
+        A function that makes the norm for a number of channels.
+
+    Raises:
+        InvalidValue: an unknown name.
+    """
     if kind == "frozen_bn":
         return partial(FrozenBatchNorm2d, eps=eps)
     if kind == "bn":
@@ -96,17 +122,26 @@ def make_norm(kind: str, eps: float = 1e-5) -> MakeNorm:
 
 
 def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
-    """norm(conv(x)), with a norm of constant statistics folded into the convolution's weights on the way.
+    """Apply a convolution and its norm; a norm with constant statistics is folded into the convolution's weights.
 
-    Such a norm is linear, so scaling the few weights replaces two passes over the many activations
-    (and their storage for the backward pass); the gradient of the weights comes out the same, through the scaling.
+    Such a norm is linear, so scaling the weights replaces two passes over the activations and their storage for the
+    backward pass. The gradients of the weights are the same, through the scaling.
+
+    Args:
+        conv: the convolution, or a sequence of layers in its place (the deep stem).
+        norm: its norm.
+        x: (N, C, H, W).
+
+    Returns:
+        norm(conv(x)).
     """
     if not (isinstance(norm, (FrozenBatchNorm2d, FixedStatsBatchNorm2d)) and type(conv) is nn.Conv2d):
-        y = conv(x)
+        y: Tensor = conv(x)
         if len(y) == 0 and isinstance(norm, _BatchNorm) and not _synchronises(norm):
-            # of nothing there are no statistics; the affine terms still take part, with zero gradients
+            # BatchNorm needs a non-empty batch: running statistics are used; scale and shift get zero gradients
             return F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
-        return norm(y)
+        y = norm(y)
+        return y
     scale, shift = _scale_and_shift(norm)
     weight = conv.weight * scale.reshape(-1, 1, 1, 1)
     if conv.bias is not None:
@@ -115,30 +150,53 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
 
 
 def _synchronises(norm: _BatchNorm) -> bool:
-    """Other processes wait for this one's part of the statistics, even if it is none."""
+    """Whether the norm exchanges statistics with other processes, which wait even for an empty batch."""
     return isinstance(norm, nn.SyncBatchNorm) and dist.is_available() and dist.is_initialized()
 
 
 class ConvNorm(nn.Sequential):
-    """A convolution and its norm: modules `0` and `1`."""
+    """A convolution and its norm: modules `0` and `1`.
+
+    Args:
+        conv: the convolution.
+        norm: its norm.
+    """
 
     def __init__(self, conv: nn.Conv2d, norm: nn.Module) -> None:
         super().__init__(conv, norm)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply both to (N, C, H, W); see `conv_norm`."""
         return conv_norm(self[0], self[1], x)
 
 
-def conv_layer(cin: int, cout: int, kernel: int, norm: str = "none") -> nn.Conv2d | ConvNorm:
-    """A convolution of stride 1 that keeps the grid: with a bias where norm is "none", else without one and with its
-    norm behind it. Raises ValueError for an unknown norm."""
+def conv_layer(in_channels: int, out_channels: int, kernel: int, norm: str = "none") -> nn.Conv2d | ConvNorm:
+    """Build a convolution of stride 1 that keeps height and width, with its norm.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel: side of the kernel; odd.
+        norm: "none" for a bias instead of a norm, otherwise as for `make_norm`.
+
+    Returns:
+        The convolution, or convolution and norm.
+
+    Raises:
+        InvalidValue: an unknown norm.
+    """
     if norm == "none":
-        return nn.Conv2d(cin, cout, kernel, padding=kernel // 2)
-    return ConvNorm(nn.Conv2d(cin, cout, kernel, padding=kernel // 2, bias=False), make_norm(norm)(cout))
+        return nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
+    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
+    return ConvNorm(conv, make_norm(norm)(out_channels))
 
 
 def initialise_convs(part: nn.Module) -> None:
-    """He et al. (ICCV 2015): N(0, sqrt(2 / fan-out)), biases zero."""
+    """Initialise convolutions as He et al. (ICCV 2015): N(0, sqrt(2 / fan-out)), biases zero.
+
+    Args:
+        part: the module that holds the convolutions.
+    """
     for conv in part.modules():
         if isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")

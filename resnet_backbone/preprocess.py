@@ -1,4 +1,4 @@
-"""What a network's weights were trained on: a record that travels with them, and its two tensor operations."""
+"""Preprocess: the pixel format that weights expect, with the two tensor operations that produce it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,27 @@ from .errors import InvalidType, InvalidValue
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How an RGB uint8 image becomes the pixels that the weights know.
+    """How an RGB uint8 image is resized, normalised and padded for a net; the record travels with its weights.
 
-    `channel_order`: the order the net wants; `value_range` 1 or 255: what uint8's 255 becomes before mean and std
-    (both in that order and range). The image's short side is brought to `short_side_px`, unless its long side would
-    exceed `long_side_px`; batches are padded with zeros, after normalising, to a multiple of `pad_to_multiple_px`.
-    `resize`: "pillow" averages when it shrinks (detectron2), "opencv" reads four pixels (mmdetection), both give whole
-    values; "torch" reads four pixels and keeps fractions (torchvision, which normalises first: that is the same for a
-    linear filter). The default is torchvision's ImageNet training with detectron2's resize rule.
+    The defaults are torchvision's ImageNet normalisation and detectron2's image size.
+
+    Attributes:
+        channel_order: order of the channels that the net reads, "rgb" or "bgr".
+        value_range: the value that 255 of a uint8 image becomes before mean and std are applied, 1 or 255.
+        mean: subtracted from every channel, in the order `channel_order` and the range `value_range`.
+        std: every channel is divided by it after the mean is subtracted; order and range as for `mean`.
+        short_side_px: pixels of the image's short side after resizing, unless its long side would exceed
+            `long_side_px`.
+        long_side_px: most pixels of the image's long side after resizing.
+        pad_to_multiple_px: batches are padded with zeros, after normalising, so that height and width are multiples of
+            this number of pixels.
+        resize: the bilinear filter: "pillow" averages over the source pixels when it shrinks (detectron2), "opencv"
+            interpolates between four pixels (mmdetection); both round to uint8. "torch" interpolates between four
+            pixels and does not round (torchvision, which normalises before resizing: for a linear filter the result is
+            the same).
+
+    Raises:
+        InvalidValue: a value that no code supports.
     """
 
     channel_order: Literal["rgb", "bgr"] = "rgb"
@@ -41,21 +54,37 @@ class Preprocess:
         if self.resize not in ("pillow", "opencv", "torch"):
             raise InvalidValue(f"resize={self.resize!r} is unknown: give 'pillow', 'opencv' or 'torch'")
         if min(self.std) <= 0:
-            raise InvalidValue(f"std={self.std} must be positive")
+            raise InvalidValue(f"std={self.std} must be positive in every channel")
         if not 0 < self.short_side_px <= self.long_side_px:
             raise InvalidValue(
                 f"short_side_px={self.short_side_px} must be positive and at most long_side_px={self.long_side_px}"
             )
 
     def with_colours_of(self, other: Preprocess) -> Preprocess:
-        """This one's sizes and resize with the other's channel order, range, mean and std."""
+        """Take over another record's pixel values and keep the sizes and the filter of this one.
+
+        Args:
+            other: gives channel order, value range, mean and std.
+
+        Returns:
+            The combined record.
+        """
         colours = {name: getattr(other, name) for name in ("channel_order", "value_range", "mean", "std")}
         return replace(self, **colours)
 
     def normalise(self, image: Tensor) -> Tensor:
-        """image: (3, H, W) or (N, 3, H, W) uint8, RGB -> as many of float32, in the net's channel order. Where
-        `resize` is "torch", also floats from 0 to 255, whose precision stays. Raises TypeError or ValueError for
-        anything else: floats that were normalised twice are a classic."""
+        """Bring an image to the channel order, value range, mean and std of the weights.
+
+        Args:
+            image: (3, H, W) or (N, 3, H, W) uint8, RGB. If `resize` is "torch", floats from 0 to 255 are allowed too.
+
+        Returns:
+            A tensor of the same shape; float32, or the precision of a float image.
+
+        Raises:
+            InvalidType: another dtype, such as a float image that may have been normalised before.
+            InvalidValue: another shape.
+        """
         if image.dtype != torch.uint8 and not (self.resize == "torch" and image.is_floating_point()):
             raise InvalidType(f"images are uint8 RGB, 0 to 255; this one is {image.dtype}: pass it as it was read")
         if image.ndim < 3 or image.shape[-3] != 3:
@@ -70,7 +99,14 @@ class Preprocess:
         return (pixels - mean) / std
 
     def pad(self, images: Sequence[Tensor]) -> Tensor:
-        """images: N of (3, H_i, W_i) -> (N, 3, H, W), zeros on the right and below."""
+        """Collect images of different sizes into one batch.
+
+        Args:
+            images: N of (3, H_i, W_i), normalised.
+
+        Returns:
+            (N, 3, H, W) with zeros on the right and at the bottom; H and W are multiples of `pad_to_multiple_px`.
+        """
         multiple = self.pad_to_multiple_px
         height = -(-max(image.shape[1] for image in images) // multiple) * multiple
         width = -(-max(image.shape[2] for image in images) // multiple) * multiple

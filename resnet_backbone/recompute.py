@@ -1,7 +1,7 @@
-"""Gradient checkpointing (Chen et al., arXiv:1604.06174): of a block its input is kept, and it runs again on the way
-back.
+"""Gradient checkpointing (Chen et al., arXiv:1604.06174).
 
-It costs a third more time, and makes a net of 1,202 layers fit where its activations would not.
+Only the input of every block is kept for the backward pass, which runs the block a second time. A training step takes
+about a third longer and needs much less memory: the CIFAR net of 1,202 layers does not fit without it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ from torch.utils.checkpoint import checkpoint
 
 
 def run_recomputing(blocks: nn.Sequential, x: Tensor) -> Tensor:
-    """The blocks one after another; same values and gradients as without, and the same running statistics."""
+    """Run blocks one after another with gradient checkpointing.
+
+    Args:
+        blocks: the blocks of a stage.
+        x: (N, C, H, W), the input of the first.
+
+    Returns:
+        The output of the last. Values, gradients and running statistics are the same as without checkpointing.
+    """
     for block in blocks:
 
         def contexts(block: nn.Module = block) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -27,10 +35,13 @@ def run_recomputing(blocks: nn.Sequential, x: Tensor) -> Tensor:
 
 @contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """Live batch norms normalise by the batch, but count it no second time. (Without `track_running_stats` they would
-    save other tensors for the way back, which `checkpoint` refuses.)"""
+    """Keep the running statistics of batch norms while a block runs a second time.
+
+    The norms still use batch statistics. `track_running_stats=False` would do the same with other saved tensors than
+    in the first run, which `checkpoint` refuses.
+    """
     norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    saved = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
         assert norm.num_batches_tracked is not None
@@ -38,5 +49,5 @@ def _statistics_kept(block: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for norm, (momentum, count) in zip(norms, before):
+        for norm, (momentum, count) in zip(norms, saved):
             norm.momentum, norm.num_batches_tracked = momentum, count

@@ -1,8 +1,8 @@
-"""What a ResNet is made of, as data: a depth is a row of `RESNETS`, never a subclass.
+"""The architecture of a ResNet as data: every depth is a row of `RESNETS`, not a subclass.
 
 Source: He, Zhang, Ren, Sun, *Deep Residual Learning for Image Recognition* (CVPR 2016): Table 1 (ImageNet nets),
 section 3.3 (plain nets and shortcuts A, B, C), section 4.2 (CIFAR nets: 6n + 2 layers of widths 16, 32, 64).
-Shortcut D and the deep stem: He et al., *Bag of Tricks* (arXiv:1812.01187), figure 2, as timm's `resnet50d` has them.
+Shortcut D and the deep stem: He et al., *Bag of Tricks* (arXiv:1812.01187), figure 2, as in timm's `resnet50d`.
 """
 
 from __future__ import annotations
@@ -18,26 +18,44 @@ BlockType = type[BasicBlock] | type[Bottleneck] | type[PlainBasicBlock]
 
 @dataclass(frozen=True)
 class StageSpec:
-    """One stage (`layer1` ... `layer4`): how many blocks, how wide, and what its first block does to the grid."""
+    """One stage of a net (`layer1` ... `layer4`).
 
-    level: str  # "c2" ... "c5"
+    Attributes:
+        level: name of its output, "c2" ... "c5".
+        blocks: number of blocks.
+        width: channels of the 3x3 convolutions.
+        stride: stride of the first block; the others have 1.
+        dilation: dilation of every 3x3 convolution.
+    """
+
+    level: str
     blocks: int
-    width: int  # channels of the 3x3 convolutions
-    stride: int  # of the first block
-    dilation: int  # of every 3x3 in the stage
+    width: int
+    stride: int
+    dilation: int
 
 
 @dataclass(frozen=True)
 class ResNetSpec:
-    """A whole net.
+    """The architecture of a net.
 
-    `stem`: "imagenet" a 7x7, "deep" three 3x3, "cifar" one 3x3 without pooling.
-    `shortcut`: A zero-padded identity, B projection where the shape changes, C projection in every block, D as B with
-    the stride in an average pooling before the projection.
-    `stride_on`: which convolution of a bottleneck carries the stride: "3x3" (torchvision, "v1.5") or "1x1"
-    (the paper, caffe, detectron2's MSRA weights). `c5_dilation` 2 keeps C5 at C4's stride (DC5): every 3x3 of the
-    stage is dilated, as detectron2 does (torchvision leaves the first one undilated).
-    `zero_init_last_norm` starts every residual branch at zero (Goyal et al., arXiv:1706.02677, section 5.1).
+    Attributes:
+        block: the class of the blocks: `BasicBlock`, `Bottleneck` or `PlainBasicBlock`.
+        depths: number of blocks of every stage; one to four stages.
+        widths: channels of the 3x3 convolutions of every stage. The stem has as many channels as the first stage.
+        stem: "imagenet", a 7x7 convolution and max pooling; "deep", three 3x3 convolutions and max pooling; "cifar",
+            one 3x3 convolution without pooling.
+        shortcut: "A", zero-padded identity; "B", a 1x1 convolution where the shape changes; "C", a 1x1 convolution in
+            every block; "D", as "B" with the stride in an average pooling before the convolution.
+        stride_on: the convolution of a bottleneck that carries the stride: "3x3" (torchvision, "v1.5") or "1x1" (the
+            paper, Caffe, detectron2's MSRA weights).
+        c5_dilation: 2 keeps C5 at the stride of C4 (DC5) and dilates every 3x3 convolution of the stage, as detectron2
+            does; torchvision leaves the first one undilated. 1 is an ordinary C5.
+        zero_init_last_norm: whether the last norm of every residual branch starts at zero (Goyal et al.,
+            arXiv:1706.02677, section 5.1).
+
+    Raises:
+        InvalidValue: a value that no code supports, or values that contradict one another.
     """
 
     block: BlockType
@@ -52,7 +70,8 @@ class ResNetSpec:
     def __post_init__(self) -> None:
         if len(self.depths) != len(self.widths) or not 1 <= len(self.depths) <= 4:
             raise InvalidValue(
-                f"depths {self.depths} and widths {self.widths} must have the same length, 1 to 4: one entry a stage"
+                f"depths {self.depths} and widths {self.widths} must have the same length, 1 to 4: give one entry "
+                "per stage"
             )
         if min(*self.depths, *self.widths) < 1:
             raise InvalidValue(f"depths {self.depths} and widths {self.widths} must be at least one everywhere")
@@ -70,27 +89,41 @@ class ResNetSpec:
             raise InvalidValue(f"stride_on='1x1' needs a bottleneck, {self.block.__name__} has no 1x1: leave it out")
         if self.zero_init_last_norm and issubclass(self.block, PlainBasicBlock):
             raise InvalidValue(
-                "zero_init_last_norm gives a plain net zero outputs, since it has no shortcut: leave it out"
+                "zero_init_last_norm gives a plain net zero outputs, because it has no shortcuts: leave it out"
             )
         if self.c5_dilation != 1 and len(self.depths) < 4:
-            raise InvalidValue(f"c5_dilation={self.c5_dilation} needs a fourth stage, this net has {len(self.depths)}")
+            raise InvalidValue(
+                f"c5_dilation={self.c5_dilation} needs a fourth stage, this net has {len(self.depths)}: leave it out"
+            )
 
     @property
     def stem_width(self) -> int:
+        """Channels of the stem's output."""
         return self.widths[0]
 
     @property
     def stages(self) -> tuple[StageSpec, ...]:
-        rows = []
+        """The stages, from C2."""
+        stages = []
         for index, (blocks, width) in enumerate(zip(self.depths, self.widths)):
             dilation = self.c5_dilation if index == 3 else 1
             stride = 1 if index == 0 or dilation > 1 else 2
-            rows.append(StageSpec(f"c{index + 2}", blocks, width, stride, dilation))
-        return tuple(rows)
+            stages.append(StageSpec(f"c{index + 2}", blocks, width, stride, dilation))
+        return tuple(stages)
 
 
 def find_spec(net: str | ResNetSpec) -> ResNetSpec:
-    """A row of `RESNETS` by its name; a spec is itself. Raises ValueError with the nearest name."""
+    """Look up a spec by its name.
+
+    Args:
+        net: a row of `RESNETS`, or a spec, which is returned as it is.
+
+    Returns:
+        The spec.
+
+    Raises:
+        InvalidValue: an unknown name; the message gives the nearest.
+    """
     if isinstance(net, str) and net not in RESNETS:
         raise InvalidValue(f"no ResNet is called {net!r}: {did_you_mean(net, RESNETS)}")
     return RESNETS[net] if isinstance(net, str) else net
@@ -101,7 +134,7 @@ def _cifar(depth: int, block: BlockType = BasicBlock, shortcut: Shortcut = "A") 
     return ResNetSpec(block, depths=(n, n, n), widths=(16, 32, 64), stem="cifar", shortcut=shortcut)
 
 
-# without a letter a row is what is published under its name: torchvision's nets have shortcut B, the CIFAR nets A
+# names without a letter are the published nets: torchvision's have shortcut B, the CIFAR nets have shortcut A
 RESNETS: dict[str, ResNetSpec] = {
     "resnet18": ResNetSpec(BasicBlock, depths=(2, 2, 2, 2)),
     "resnet34": ResNetSpec(BasicBlock, depths=(3, 4, 6, 3)),

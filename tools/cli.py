@@ -1,4 +1,4 @@
-"""What the commands share: their options, and how errors are shown."""
+"""What the commands share: their options, how errors are shown, and the exit codes."""
 
 from __future__ import annotations
 
@@ -7,53 +7,87 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 from resnet_backbone.errors import UserError
 
-from .config.settings import CommonConfig, settings
+from .config.settings import CommonConfig, load, settings
 from .console import CONSOLE
+
+Config = TypeVar("Config", bound=CommonConfig)
+Settings = TypeVar("Settings", bound=CommonConfig, contravariant=True)
+
+
+class TrainingJob(Protocol[Settings]):
+    """A job that trains, such as `jobs.detection.train`."""
+
+    def __call__(self, config: Settings, *, resume: bool, overwrite: bool) -> object:
+        """Train; `resume` continues the run in `config.out`, `overwrite` removes it first."""
 
 
 def parser(description: str, *, config: type[CommonConfig] | None = None) -> argparse.ArgumentParser:
-    """Make a command's parser, with `--debug`.
+    """Make the parser of a command, with `--debug`.
 
     Args:
         description: the help text.
-        config: a kind of configuration; adds `--set a.b=c`, and lists its settings with defaults and units in the help.
+        config: a kind of configuration; adds `--set a.b=c` and a list of its settings to the help.
 
     Returns:
-        The parser.
+        The parser, for the arguments of the command.
     """
     epilog = None
     if config is not None:
         rows = [f"  {name:38} {text}" for name, text in settings(config)]
-        epilog = "settings (in a YAML file, or --set section.key=value):\n" + "\n".join(rows)
-    made = argparse.ArgumentParser(
+        heading = "settings, in a YAML file or as --set section.key=value (default; description):"
+        epilog = "\n".join([heading, *rows])
+    command = argparse.ArgumentParser(
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--debug", action="store_true", help="show the traceback of every error")
+    command.add_argument("--debug", action="store_true", help="print the traceback of every error")
     if config is not None:
-        made.add_argument(
+        command.add_argument(
             "--set", action="append", default=[], metavar="A.B=C", help="override one setting; repeatable"
         )
-    return made
+    return command
+
+
+def training_command(description: str, config: type[Config], train: TrainingJob[Config]) -> int:
+    """Parse the arguments of a training command and train.
+
+    Args:
+        description: the help text.
+        config: the kind of configuration.
+        train: the job.
+
+    Returns:
+        The exit code.
+    """
+    command = parser(description, config=config)
+    command.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of the settings that are no defaults")
+    command.add_argument("--resume", action="store_true", help="continue the run in `out` from its last checkpoint")
+    command.add_argument("--overwrite", action="store_true", help="remove an earlier run in `out` first")
+    args = command.parse_args()
+    train(load(config, args.config, args.set), resume=args.resume, overwrite=args.overwrite)
+    return 0
 
 
 def run(main: Callable[[], int | None]) -> None:
     """Run a command and exit.
 
-    A `UserError` is printed as one message. Any other exception is a fault of this project and is printed with its
-    traceback; `--debug` prints every traceback. Exit codes: 0 done, 1 training failed or a fault of this project, 2 the
-    command cannot be carried out, 130 stopped on request.
+    A `UserError` is printed as one message, any other exception with its traceback. `--debug` prints every traceback.
+    Exit codes: 0 done; 1 a check failed, training met a loss that is not finite, or an error of this project; 2 a
+    mistake in an argument, a setting or a file; 130 stopped by Ctrl-C or SIGTERM.
 
     Args:
-        main: the command; its result is the exit code.
+        main: the command; its result is the exit code, None stands for 0.
     """
+    # pycocotools passes an old signature of __array__ to NumPy 2
     warnings.filterwarnings("ignore", message=".*__array__ implementation doesn't accept a copy keyword.*")
     try:
         sys.exit(main() or 0)
     except KeyboardInterrupt as stop:
-        CONSOLE.print(f"[yellow]{stop or 'stopped'}[/]", markup=True)
+        CONSOLE.print(str(stop) or "stopped", style="yellow", markup=False)
         sys.exit(130)
     except UserError as error:
         if "--debug" in sys.argv:
@@ -62,8 +96,5 @@ def run(main: Callable[[], int | None]) -> None:
         sys.exit(1 if isinstance(error, FloatingPointError) else 2)
     except Exception:
         traceback.print_exc()
-        print(
-            "error: this is a fault of resnet-backbone, not of your input: please report it with the lines above",
-            file=sys.stderr,
-        )
+        print("error: this is a bug in resnet-backbone: please report it with the traceback above", file=sys.stderr)
         sys.exit(1)

@@ -1,6 +1,6 @@
-"""One backbone in everybody's detector: `register(host)` makes ours one of the host's own.
+"""Our backbone in other frameworks: `register(host)` adds it to the registry of a framework, here called a host.
 
-One file a host. None of them imports its host when it is imported: only inside the functions that meet it.
+There is one module per host. A module imports its host inside functions only.
 """
 
 from __future__ import annotations
@@ -16,8 +16,14 @@ from ..errors import InvalidValue, MissingPackage, did_you_mean
 
 @dataclass(frozen=True)
 class Host:
-    """package: what is imported; distribution: what is installed; at_least: the oldest version that was tested;
-    install: the command that mends a missing or too old one."""
+    """A supported framework.
+
+    Attributes:
+        package: the name that is imported.
+        distribution: the name that is installed.
+        at_least: the oldest version that was tested.
+        install: the command that installs or updates it.
+    """
 
     package: str
     distribution: str
@@ -25,7 +31,7 @@ class Host:
     install: str
 
 
-# mmdetection's registry is mmengine's: what registers there is found by mmdet, mmseg and mmpretrain
+# mmdet, mmseg and mmpretrain all build from mmengine's root registry, so mmengine alone is required
 HOSTS: dict[str, Host] = {
     "torchvision": Host("torchvision", "torchvision", "0.21", 'pip install "torchvision>=0.21"'),
     "timm": Host("timm", "timm", "1.0.9", 'pip install "timm>=1.0.9"'),
@@ -47,30 +53,46 @@ HOSTS: dict[str, Host] = {
 
 
 def register(host: str) -> None:
-    """Make our backbone known to a host (a key of `HOSTS`), under the names that `docs/hosts.md` lists. Registering
-    again changes nothing.
+    """Add our backbone to the registry of a host, under the names that `docs/hosts.md` lists.
 
-    Raises ValueError for an unknown host, ImportError where it is missing or too old; both say what mends it.
+    A second call changes nothing.
+
+    Args:
+        host: a key of `HOSTS`.
+
+    Raises:
+        InvalidValue: an unknown host.
+        MissingPackage: the host is not installed or too old; the message gives the command that installs it.
     """
     require(host)
     importlib.import_module(f".{host}", __name__).register()
 
 
 def require(host: str) -> None:
-    """Raises ValueError for an unknown host; ImportError with the version found, the one wanted, and the command."""
+    """Check that a host is installed, in a version that was tested or a newer one.
+
+    Args:
+        host: a key of `HOSTS`.
+
+    Raises:
+        InvalidValue: an unknown host.
+        MissingPackage: the host is not installed or too old; the message gives the command that installs it.
+    """
     if host not in HOSTS:
         raise InvalidValue(f"no host is called {host!r}: {did_you_mean(host, HOSTS)}")
-    wanted = HOSTS[host]
-    if importlib.util.find_spec(wanted.package) is None:
+    required = HOSTS[host]
+    if importlib.util.find_spec(required.package) is None:
         raise MissingPackage(
-            f"{wanted.distribution} is not installed, {wanted.at_least} or newer is wanted: {wanted.install}"
+            f"{required.distribution} is not installed, {required.at_least} or newer is required: {required.install}"
         )
-    found = importlib.metadata.version(wanted.distribution)
-    if _numbers(found) < _numbers(wanted.at_least):
+    installed = importlib.metadata.version(required.distribution)
+    if _numbers(installed) < _numbers(required.at_least):
         raise MissingPackage(
-            f"{wanted.distribution} {found} is too old, {wanted.at_least} or newer is wanted: {wanted.install}"
+            f"{required.distribution} {installed} is too old, {required.at_least} or newer is required: "
+            f"{required.install}"
         )
 
 
 def _numbers(version: str) -> tuple[int, ...]:
+    """The first three numbers of a version, without a local label such as "+cu128"."""
     return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0])[:3])

@@ -1,7 +1,8 @@
 """detectron2: `resnet_backbone` and `resnet_backbone_fpn` in BACKBONE_REGISTRY, for yaml and LazyConfig.
 
-The yaml's own keys are read (MODEL.RESNETS, MODEL.BACKBONE.FREEZE_AT, MODEL.FPN); a value that our nets do not have is
-refused. State dicts carry detectron2's names: its checkpoints and MSRA's load through its own checkpointer.
+The builders read detectron2's own keys (MODEL.RESNETS, MODEL.BACKBONE.FREEZE_AT, MODEL.FPN); values that this project
+does not support are refused. State dicts have detectron2's key names, so its checkpoints and MSRA's load through
+`DetectionCheckpointer`.
 """
 
 from __future__ import annotations
@@ -22,10 +23,17 @@ LEVELS = {"stem": "stem", "res2": "c2", "res3": "c3", "res4": "c4", "res5": "c5"
 
 
 class Detectron2ResNet(ResNetBody):
-    """A detectron2 `Backbone`: `forward` gives res2 ... res5, `output_shape` their `ShapeSpec`s.
+    """A detectron2 `Backbone`.
 
-    Args: net: a row of `RESNETS`, or a spec; out_features, freeze_at and norm (its names) as detectron2's `ResNet` has
-    them; stride_in_1x1: None for the spec's own. Raises ValueError for names that are not known.
+    Args:
+        net: a row of `RESNETS`, or a spec.
+        out_features: the levels that `forward` returns, some of "stem", "res2" (C2), ... "res5" (C5).
+        freeze_at: 0 nothing, 1 the stem, 2 the stem and res2, ... 5 everything.
+        norm: "FrozenBN", "BN", "SyncBN", "nnSyncBN" or "GN".
+        stride_in_1x1: whether the first 1x1 convolution of a bottleneck carries the stride; None for the spec's own.
+
+    Raises:
+        InvalidValue: an unknown norm or level, or freeze_at outside 0..5.
     """
 
     def __init__(
@@ -39,25 +47,35 @@ class Detectron2ResNet(ResNetBody):
     ) -> None:
         from detectron2.modeling import Backbone
 
-        Backbone.register(type(self))  # its FPN and its builders ask isinstance
+        Backbone.register(type(self))  # detectron2's FPN and builders check isinstance(..., Backbone)
         spec = RESNETS[net] if isinstance(net, str) else net
         if stride_in_1x1 is not None and spec.block.expansion > 1:
             spec = replace(spec, stride_on="1x1" if stride_in_1x1 else "3x3")
         if norm not in NORMS:
-            raise InvalidValue(f"norm {norm!r} is not here: give one of {', '.join(NORMS)}")
-        if missing := [name for name in out_features if name not in LEVELS]:
-            raise InvalidValue(f"out_features {missing} are not here: give some of {', '.join(LEVELS)}")
+            raise InvalidValue(f"norm {norm!r} is not supported: give one of {', '.join(NORMS)}")
+        if unknown := [name for name in out_features if name not in LEVELS]:
+            raise InvalidValue(f"out_features {unknown} are unknown: give some of {', '.join(LEVELS)}")
         levels = [LEVELS[name] for name in out_features]
         super().__init__(spec, norm=NORMS[norm], out_levels=levels, frozen_stages=freeze_at)
-        ours = {level: name for name, level in LEVELS.items()}
-        self._names = {level: ours[level] for level in self.out_levels}
-        self.register_state_dict_post_hook(_to_detectron2)
-        self.register_load_state_dict_pre_hook(_from_detectron2)
+        names = {level: name for name, level in LEVELS.items()}
+        self._names = {level: names[level] for level in self.out_levels}
+        module: Any = self  # torch does not annotate these methods
+        module.register_state_dict_post_hook(_to_detectron2)
+        module.register_load_state_dict_pre_hook(_from_detectron2)
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        return {self._names[level]: x for level, x in self.levels(pixels).items()}
+        """Compute the levels of `out_features`.
+
+        Args:
+            pixels: (N, 3, H, W), normalised.
+
+        Returns:
+            detectron2's name -> (N, channels, ceil(H / stride), ceil(W / stride)).
+        """
+        return {self._names[level]: features for level, features in self.levels(pixels).items()}
 
     def output_shape(self) -> dict[str, Any]:
+        """detectron2's name -> `ShapeSpec` with channels and stride."""
         from detectron2.layers import ShapeSpec
 
         specs = self.feature_specs
@@ -68,60 +86,88 @@ class Detectron2ResNet(ResNetBody):
 
     @property
     def size_divisibility(self) -> int:
-        """0: any size will do; a pyramid on top has its own."""
+        """0: images of any size; a pyramid on top of the net has a requirement of its own."""
         return 0
 
     @property
     def padding_constraints(self) -> dict[str, int]:
+        """No constraints on the padding of images."""
         return {}
 
     def freeze(self, stages: int = 0) -> Detectron2ResNet:  # type: ignore[override]
-        """detectron2's freeze_at: 1 the stem, 2 the stem and res2, ..."""
+        """Freeze the first stages, as detectron2's `ResNet.freeze`.
+
+        Args:
+            stages: 0 nothing, 1 the stem, 2 the stem and res2, ... 5 everything.
+
+        Returns:
+            The net itself.
+        """
         super().freeze(stages)
         return self
 
 
 def _to_detectron2(body: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Rename the keys of a state dict that is written."""
     for key in [key for key in state if key.startswith(prefix)]:
         state[prefix + DETECTRON2(key.removeprefix(prefix))] = state.pop(key)
 
 
 def _from_detectron2(body: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    own = [*dict(body.named_parameters()), *dict(body.named_buffers())]
-    ours = {DETECTRON2(key): key for key in own}
+    """Rename the keys of a state dict that is loaded."""
+    native_keys = [*dict(body.named_parameters()), *dict(body.named_buffers())]
+    native = {DETECTRON2(key): key for key in native_keys}
     for key in [key for key in state if key.startswith(prefix)]:
         name = key.removeprefix(prefix)
-        if name in ours:
-            state[prefix + ours[name]] = state.pop(key)
+        if name in native:
+            state[prefix + native[name]] = state.pop(key)
 
 
-def _net_of(cfg: Any) -> ResNetSpec:
-    """The spec that a yaml's MODEL.RESNETS describes. Raises ValueError for what our nets do not have."""
-    asked = cfg.MODEL.RESNETS
-    spec = RESNETS.get(f"resnet{asked.DEPTH}")
+def _spec_of(cfg: Any) -> ResNetSpec:
+    """The spec that MODEL.RESNETS describes."""
+    resnets = cfg.MODEL.RESNETS
+    spec = RESNETS.get(f"resnet{resnets.DEPTH}")
     if spec is None:
-        raise InvalidValue(f"MODEL.RESNETS.DEPTH={asked.DEPTH} is not here: give 18, 34, 50, 101 or 152")
-    spec = replace(spec, c5_dilation=asked.RES5_DILATION)
-    ours = {
+        raise InvalidValue(f"MODEL.RESNETS.DEPTH={resnets.DEPTH} is not supported: give 18, 34, 50, 101 or 152")
+    spec = replace(spec, c5_dilation=resnets.RES5_DILATION)
+    supported = {
         "NUM_GROUPS": 1,
         "WIDTH_PER_GROUP": 64,
         "STEM_OUT_CHANNELS": spec.stem_width,
         "RES2_OUT_CHANNELS": spec.widths[0] * spec.block.expansion,
     }
-    for key, value in ours.items():
-        if asked[key] != value:
-            raise InvalidValue(f"MODEL.RESNETS.{key}={asked[key]} is not here: a ResNet-{asked.DEPTH} has {value}")
-    if any(asked.DEFORM_ON_PER_STAGE):
-        raise InvalidValue("MODEL.RESNETS.DEFORM_ON_PER_STAGE: deformable convolutions are not here, set all to False")
+    for key, value in supported.items():
+        if resnets[key] != value:
+            raise InvalidValue(
+                f"MODEL.RESNETS.{key}={resnets[key]} is not supported: set it to {value} for a ResNet-{resnets.DEPTH}"
+            )
+    if any(resnets.DEFORM_ON_PER_STAGE):
+        raise InvalidValue(
+            "MODEL.RESNETS.DEFORM_ON_PER_STAGE: deformable convolutions are not supported, set every stage to False"
+        )
     return spec
 
 
 def build_resnet(cfg: Any, input_shape: Any = None) -> Detectron2ResNet:
-    """The builder behind MODEL.BACKBONE.NAME "resnet_backbone"."""
+    """Build the backbone for MODEL.BACKBONE.NAME "resnet_backbone".
+
+    Args:
+        cfg: detectron2's configuration.
+        input_shape: `ShapeSpec` of the images.
+
+    Returns:
+        The backbone.
+
+    Raises:
+        InvalidValue: a value that this project does not support, or images that do not have three channels.
+    """
     if input_shape is not None and input_shape.channels != 3:
-        raise InvalidValue(f"images of {input_shape.channels} channels: MODEL.PIXEL_MEAN and PIXEL_STD must have three")
+        raise InvalidValue(
+            f"images of {input_shape.channels} channels are not supported: give MODEL.PIXEL_MEAN and MODEL.PIXEL_STD "
+            "three values"
+        )
     return Detectron2ResNet(
-        _net_of(cfg),
+        _spec_of(cfg),
         out_features=cfg.MODEL.RESNETS.OUT_FEATURES,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         norm=cfg.MODEL.RESNETS.NORM,
@@ -130,22 +176,34 @@ def build_resnet(cfg: Any, input_shape: Any = None) -> Detectron2ResNet:
 
 
 def build_resnet_fpn(cfg: Any, input_shape: Any = None) -> nn.Module:
-    """The builder behind "resnet_backbone_fpn": detectron2's own pyramid, P2..P6."""
+    """Build the backbone with detectron2's own pyramid, P2..P6, for MODEL.BACKBONE.NAME "resnet_backbone_fpn".
+
+    Args:
+        cfg: detectron2's configuration.
+        input_shape: `ShapeSpec` of the images.
+
+    Returns:
+        detectron2's `FPN`.
+
+    Raises:
+        InvalidValue: as for `build_resnet`.
+    """
     from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 
-    asked = cfg.MODEL.FPN
-    return FPN(
+    settings = cfg.MODEL.FPN
+    pyramid: nn.Module = FPN(
         bottom_up=build_resnet(cfg, input_shape),
-        in_features=asked.IN_FEATURES,
-        out_channels=asked.OUT_CHANNELS,
-        norm=asked.NORM,
+        in_features=settings.IN_FEATURES,
+        out_channels=settings.OUT_CHANNELS,
+        norm=settings.NORM,
         top_block=LastLevelMaxPool(),
-        fuse_type=asked.FUSE_TYPE,
+        fuse_type=settings.FUSE_TYPE,
     )
+    return pyramid
 
 
 def register() -> None:
-    """See the module's docstring."""
+    """Add `resnet_backbone` and `resnet_backbone_fpn` to BACKBONE_REGISTRY."""
     from detectron2.modeling import BACKBONE_REGISTRY
 
     builders: Mapping[str, Any] = {"resnet_backbone": build_resnet, "resnet_backbone_fpn": build_resnet_fpn}

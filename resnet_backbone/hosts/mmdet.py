@@ -1,7 +1,7 @@
-"""mmdetection, and whatever else builds from mmengine's `MODELS`: `dict(type="ResNetBackbone", depth=50, ...)`.
+"""mmdetection, and other projects that build from mmengine's `MODELS`: `dict(type="ResNetBackbone", depth=50, ...)`.
 
-Key names are those of mmdetection's ResNet: whole detectors' checkpoints load through its runner. Settings mean what
-they mean there; one that our nets do not have is refused.
+Key names are those of mmdetection's ResNet, so checkpoints of whole detectors load through its runner. Settings have
+mmdetection's names and meaning; values that this project does not support are refused.
 """
 
 from __future__ import annotations
@@ -20,12 +20,22 @@ from .parts import imagenet_net, set_input_channels
 
 
 class MMResNet(ResNetBody):
-    """pixels -> a tuple of levels.
+    """A backbone with the settings of mmdetection's `ResNet`.
 
-    Args: depth: 18, 34, 50, 101 or 152; out_indices: 0 for C2 ... 3 for C5; frozen_stages: -1 nothing, 0 the stem, 1
-    the stem and C2, ... (one less than ours); style: "pytorch" (stride on the 3x3) or "caffe" (on the first 1x1);
-    norm_cfg and norm_eval as mmdetection's ResNet; init_cfg: `dict(type="Pretrained", checkpoint=..., prefix=...)`,
-    which `init_weights()` loads strictly. Raises ValueError for settings that are not here.
+    Args:
+        depth: 18, 34, 50, 101 or 152.
+        in_channels: channels of the images.
+        num_stages: 4.
+        out_indices: the levels that `forward` returns, 0 (C2) to 3 (C5).
+        style: "pytorch", stride on the 3x3 convolution, or "caffe", stride on the first 1x1.
+        frozen_stages: -1 nothing, 0 the stem, 1 the stem and C2, ... (`ResNetBackbone` counts one more).
+        norm_cfg: type ("BN", "SyncBN" or "GN"), requires_grad and eps of the norms; None for batch norm.
+        norm_eval: whether batch norms always use running statistics.
+        zero_init_residual: whether the last norm of every residual branch starts at zero.
+        init_cfg: `dict(type="Pretrained", checkpoint=..., prefix=...)`, which `init_weights()` loads strictly.
+
+    Raises:
+        InvalidValue: a value that this project does not support.
     """
 
     def __init__(
@@ -43,14 +53,7 @@ class MMResNet(ResNetBody):
         init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
         spec = RESNETS[imagenet_net(f"resnet{depth}")]
-        if num_stages != 4:
-            raise InvalidValue(f"num_stages={num_stages} is not here: leave it at 4, out_indices says what is built")
-        if style not in ("pytorch", "caffe"):
-            raise InvalidValue(f"style={style!r} is unknown: give 'pytorch' or 'caffe'")
-        if not all(0 <= index <= 3 for index in out_indices):
-            raise InvalidValue(f"out_indices={tuple(out_indices)}: give some of 0 (C2), 1, 2, 3 (C5)")
-        if init_cfg is not None and init_cfg.get("type") != "Pretrained":
-            raise InvalidValue(f"init_cfg of type {init_cfg.get('type')!r} is not here: give 'Pretrained', or none")
+        _check_settings(num_stages, out_indices, style, init_cfg)
         if style == "caffe" and spec.block.expansion > 1:
             spec = replace(spec, stride_on="1x1")
         spec = replace(spec, zero_init_last_norm=zero_init_residual)
@@ -66,13 +69,23 @@ class MMResNet(ResNetBody):
         self.is_init = False
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Compute the levels of `out_indices`.
+
+        Args:
+            pixels: (N, C, H, W), normalised.
+
+        Returns:
+            One (N, channels, ceil(H / stride), ceil(W / stride)) per index, fine to coarse.
+        """
         return tuple(self.levels(pixels).values())
 
     def init_weights(self) -> None:
-        """Load what init_cfg names, strictly: mmengine's own loading leaves out in silence what does not fit.
+        """Load the checkpoint of `init_cfg` strictly; mmengine's own loading skips keys that do not fit.
 
-        Raises `WeightMismatch`. A checkpoint may be a path or whatever mmengine's loader knows
-        ("torchvision://resnet50", an address).
+        The checkpoint is a path or anything else that mmengine's loader accepts ("torchvision://resnet50", a URL).
+
+        Raises:
+            WeightMismatch: the weights do not fit.
         """
         self.is_init = True
         if self.init_cfg is None:
@@ -87,25 +100,47 @@ class MMResNet(ResNetBody):
         load_weights(self, self.to_native_keys(state).state)
 
 
+def _check_settings(
+    num_stages: int, out_indices: Sequence[int], style: str, init_cfg: Mapping[str, Any] | None
+) -> None:
+    """Refuse values that mmdetection's ResNet has and this project does not support."""
+    if num_stages != 4:
+        raise InvalidValue(
+            f"num_stages={num_stages} is not supported: leave it at 4 and choose the levels with out_indices; deeper "
+            "stages are not built"
+        )
+    if style not in ("pytorch", "caffe"):
+        raise InvalidValue(f"style={style!r} is unknown: give 'pytorch' or 'caffe'")
+    if not all(0 <= index <= 3 for index in out_indices):
+        raise InvalidValue(f"out_indices={tuple(out_indices)}: give some of 0 (C2), 1, 2, 3 (C5)")
+    if init_cfg is not None and init_cfg.get("type") != "Pretrained":
+        raise InvalidValue(
+            f"init_cfg of type {init_cfg.get('type')!r} is not supported: give type 'Pretrained', or leave init_cfg out"
+        )
+
+
 def _norm(cfg: Mapping[str, Any], norm_eval: bool) -> str:
-    """mmdetection's norm_cfg and norm_eval, in our word."""
-    extra = set(cfg) - {"type", "requires_grad", "eps", "num_groups"}
-    if extra or cfg.get("num_groups", 32) != 32:
-        raise InvalidValue(f"norm_cfg={dict(cfg)} has settings that are not here: give type, requires_grad and eps")
+    """The name in `NORMS` of mmdetection's norm_cfg and norm_eval."""
+    unknown = set(cfg) - {"type", "requires_grad", "eps", "num_groups"}
+    if unknown or cfg.get("num_groups", 32) != 32:
+        raise InvalidValue(
+            f"norm_cfg={dict(cfg)} has settings that are not supported: give type, requires_grad and eps only"
+        )
     trains = cfg.get("requires_grad", True)
     if cfg["type"] in ("BN", "BN2d", "SyncBN") and norm_eval:
         return "bn_eval" if trains else "frozen_bn"
     if not trains:
         raise InvalidValue(
-            "norm_cfg with requires_grad=False and norm_eval=False would keep half a norm: norm_eval=True"
+            f"norm_cfg={dict(cfg)} with norm_eval={norm_eval} freezes scale and shift but not the statistics, which is "
+            "not supported: set requires_grad=True, or type 'BN' with norm_eval=True"
         )
     if cfg["type"] not in ("BN", "BN2d", "SyncBN", "GN"):
-        raise InvalidValue(f"norm_cfg of type {cfg['type']!r} is not here: give 'BN', 'SyncBN' or 'GN'")
+        raise InvalidValue(f"norm_cfg of type {cfg['type']!r} is not supported: give 'BN', 'SyncBN' or 'GN'")
     return {"SyncBN": "sync_bn", "GN": "gn"}.get(cfg["type"], "bn")
 
 
 def register() -> None:
-    """`dict(type="ResNetBackbone", ...)` in mmengine's root registry, which every project's own looks into."""
+    """Add "ResNetBackbone" to mmengine's root registry, in which the registries of all projects look too."""
     from mmengine.registry import MODELS
 
     if MODELS.module_dict.get("ResNetBackbone") is not MMResNet:

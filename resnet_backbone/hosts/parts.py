@@ -1,4 +1,4 @@
-"""What several hosts ask of a net: another number of input channels, and to take a whole classifier's file."""
+"""What several hosts need of a net: other numbers of input channels, and loading the file of a whole classifier."""
 
 from __future__ import annotations
 
@@ -13,19 +13,34 @@ from ..errors import InvalidValue, did_you_mean
 from ..norm import initialise_convs
 from ..specs import RESNETS
 
-# the nets with C2..C5, which is what every host's models are built on
+# the nets with C2..C5: models of every host read these levels
 IMAGENET_NETS = tuple(name for name, spec in RESNETS.items() if len(spec.depths) == 4)
 
 
 def imagenet_net(name: str) -> str:
-    """Raises ValueError for a net without C2..C5."""
+    """Check that a net has the levels C2..C5.
+
+    Args:
+        name: a row of `RESNETS`.
+
+    Returns:
+        The name.
+
+    Raises:
+        InvalidValue: an unknown net, or one without C5.
+    """
     if name not in IMAGENET_NETS:
         raise InvalidValue(f"{name!r} is no net with C2..C5: {did_you_mean(name, IMAGENET_NETS)}")
     return name
 
 
 def set_input_channels(body: ResNetBody, channels: int) -> None:
-    """Give a fresh net another number of input channels: its first convolution anew, at its initial values."""
+    """Replace the first convolution by one for another number of input channels, with initial values.
+
+    Args:
+        body: a net; with the same number of channels it is left as it is.
+        channels: channels of the images.
+    """
     parent, name = (body.conv1, "0") if isinstance(body.conv1, nn.Sequential) else (body, "conv1")
     old = getattr(parent, name)
     if channels == old.in_channels:
@@ -35,12 +50,23 @@ def set_input_channels(body: ResNetBody, channels: int) -> None:
     setattr(parent, name, new.requires_grad_(old.weight.requires_grad))
 
 
-class LevelsOfANet(ResNetBody):
-    """A body whose host loads whole classifiers' files by `load_state_dict`: what is unused by design is left out."""
+class FeatureBody(ResNetBody):
+    """A body without a classifier, for hosts that load files of whole classifiers with `load_state_dict`."""
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> _IncompatibleKeys:
-        own = self.state_dict()
-        used = {key: x for key, x in state_dict.items() if key in own or not self.is_unused_key(key)}
-        return super().load_state_dict(used, strict, assign)
+        """Load a state dict without the keys that this body does not need, such as `fc.*` (`is_unused_key`).
+
+        Args:
+            state_dict: key -> tensor.
+            strict: as for `torch.nn.Module.load_state_dict`.
+            assign: as for `torch.nn.Module.load_state_dict`.
+
+        Returns:
+            Missing and unexpected keys.
+        """
+        own_keys = self.state_dict()
+        used = {key: value for key, value in state_dict.items() if key in own_keys or not self.is_unused_key(key)}
+        incompatible: _IncompatibleKeys = super().load_state_dict(used, strict, assign)
+        return incompatible

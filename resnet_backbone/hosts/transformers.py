@@ -1,11 +1,12 @@
 """transformers: `AutoBackbone`, and every model that takes a `backbone_config`.
 
-`ResNetBackboneConfig` and `ResNetBackboneModel` are subclasses of transformers' own, made when they are first asked
-for: `from resnet_backbone.hosts.transformers import ResNetBackboneConfig`.
+`ResNetBackboneConfig` and `ResNetBackboneModel` are subclasses of transformers' own classes. They are built when they
+are first imported: `from resnet_backbone.hosts.transformers import ResNetBackboneConfig`.
 """
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from functools import cache
 from typing import Any, cast
@@ -22,25 +23,47 @@ STAGES = {"stem": "stem", "stage1": "c2", "stage2": "c3", "stage3": "c4", "stage
 MODEL_TYPE = "resnet_backbone"
 
 
-def _mixins() -> tuple[type, type]:
+def _mixins() -> tuple[Any, Any]:
+    """`BackboneConfigMixin` and `BackboneMixin`."""
     try:
-        from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
-    except ImportError:  # before 5
-        from transformers.utils.backbone_utils import BackboneConfigMixin, BackboneMixin
-    return BackboneConfigMixin, BackboneMixin
+        module: Any = importlib.import_module("transformers.backbone_utils")
+        return module.BackboneConfigMixin, module.BackboneMixin
+    except (ImportError, AttributeError):  # before transformers 5
+        module = importlib.import_module("transformers.utils.backbone_utils")
+        return module.BackboneConfigMixin, module.BackboneMixin
 
 
 @cache
 def config_class() -> Any:
-    """`ResNetBackboneConfig`."""
+    """Build the class `ResNetBackboneConfig`.
+
+    Returns:
+        The class; the same one at every call.
+
+    Raises:
+        MissingPackage: transformers is not installed or too old.
+    """
     require("transformers")
-    from transformers import PretrainedConfig
-
     config_mixin, _ = _mixins()
+    base_config: Any = importlib.import_module("transformers").PretrainedConfig
 
-    class ResNetBackboneConfig(config_mixin, PretrainedConfig):  # type: ignore[misc,valid-type]
-        """name: a row of `RESNETS` with C2..C5; stride_on, norm, norm_eps, frozen_stages as `ResNetBackbone` has them;
-        num_channels of the images; out_features: some of stem, stage1 ... stage4 (C5), or out_indices: 0 ... 4."""
+    class ResNetBackboneConfig(config_mixin, base_config):  # type: ignore[misc,valid-type]
+        """Configuration of `ResNetBackboneModel`.
+
+        Args:
+            name: a row of `RESNETS` with C2..C5.
+            stride_on: the convolution of a bottleneck that carries the stride, "3x3" or "1x1".
+            norm: as for `ResNetBackbone`.
+            norm_eps: epsilon of the norms.
+            frozen_stages: as for `ResNetBackbone`.
+            num_channels: channels of the images.
+            out_features: some of "stem", "stage1" (C2), ... "stage4" (C5); by default the last one.
+            out_indices: the same by index, 0 (the stem) to 4 (C5); read if out_features is None.
+            **others: settings of transformers' base class.
+
+        Raises:
+            InvalidValue: an unknown net, or one without C5.
+        """
 
         model_type = MODEL_TYPE
 
@@ -64,26 +87,37 @@ def config_class() -> Any:
             self.stage_names = list(STAGES)
             self._out_features, self._out_indices = None, None
             if out_features is not None or out_indices is None:
-                self.out_features = out_features  # the mixin aligns the indices
+                self.out_features = out_features  # the mixin sets the indices accordingly
             else:
                 self.out_indices = out_indices
 
-    return _published(ResNetBackboneConfig)
+    return _as_module_attribute(ResNetBackboneConfig)
 
 
 @cache
 def model_class() -> Any:
-    """`ResNetBackboneModel`."""
+    """Build the class `ResNetBackboneModel`.
+
+    Returns:
+        The class; the same one at every call.
+
+    Raises:
+        MissingPackage: transformers is not installed or too old.
+    """
     require("transformers")
-    from transformers import PreTrainedModel
     from transformers.modeling_outputs import BackboneOutput
 
     _, mixin = _mixins()
+    base_model: Any = importlib.import_module("transformers").PreTrainedModel
 
-    class ResNetBackboneModel(mixin, PreTrainedModel):  # type: ignore[misc,valid-type]
-        """pixel_values (N, 3, H, W), normalised -> `BackboneOutput` with a feature map for each of `out_features`.
+    class ResNetBackboneModel(mixin, base_model):  # type: ignore[misc,valid-type]
+        """A `ResNetBackbone` as a backbone of transformers.
 
-        The net is `body`: `load_weights(model.body, "imagenet1k_v1")`.
+        Args:
+            config: a `ResNetBackboneConfig`.
+
+        Attributes:
+            body: the net; `load_weights(model.body, "imagenet1k_v1")` loads its weights.
         """
 
         config_class = config_class()
@@ -93,8 +127,8 @@ def model_class() -> Any:
 
         def __init__(self, config: Any) -> None:
             super().__init__(config)
-            if before_5 := getattr(self, "_init_backbone", None):
-                cast(Any, before_5)(config)
+            if init_backbone := getattr(self, "_init_backbone", None):  # before transformers 5
+                cast(Any, init_backbone)(config)
             spec = RESNETS[config.name]
             self.body = ResNetBackbone(
                 replace(spec, stride_on=config.stride_on),
@@ -108,7 +142,7 @@ def model_class() -> Any:
             self.post_init()
 
         def _init_weights(self, module: nn.Module) -> None:
-            """For weights that a checkpoint lacks."""
+            """Initialise a module that a checkpoint lacks."""
             if isinstance(module, nn.Conv2d):
                 initialise_convs(module)
             elif hasattr(module, "running_var"):
@@ -123,20 +157,33 @@ def model_class() -> Any:
             return_dict: bool | None = None,
             **_: Any,
         ) -> Any:
-            every = self.body.all_levels(pixel_values)
-            maps: Any = tuple(every[level] for level in self.body.out_levels)
-            hidden = tuple(every[level] for level in STAGES.values() if level in every)
-            wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-            output = BackboneOutput(feature_maps=maps, hidden_states=hidden if wanted else None, attentions=None)
+            """Compute the feature maps.
+
+            Args:
+                pixel_values: (N, C, H, W), normalised.
+                output_hidden_states: return every stage that is built, too; by default as the configuration says.
+                output_attentions: not used; the net has no attention.
+                return_dict: False returns a tuple.
+                **_: further arguments of transformers' models; not used.
+
+            Returns:
+                A `BackboneOutput` with one feature map (N, channels, ceil(H / stride), ceil(W / stride)) per entry of
+                `out_features`.
+            """
+            levels = self.body.all_levels(pixel_values)
+            maps: Any = tuple(levels[level] for level in self.body.out_levels)
+            hidden = tuple(levels[level] for level in STAGES.values() if level in levels)
+            with_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+            output = BackboneOutput(feature_maps=maps, hidden_states=hidden if with_hidden else None, attentions=None)
             return output if return_dict is not False else output.to_tuple()
 
-    return _published(ResNetBackboneModel)
+    return _as_module_attribute(ResNetBackboneModel)
 
 
-def _published(made: Any) -> Any:
-    """A class made in a function, findable where pickle and transformers look for it: see `__getattr__`."""
-    made.__module__, made.__qualname__ = __name__, made.__name__
-    return made
+def _as_module_attribute(built: Any) -> Any:
+    """Name a class as an attribute of this module, where pickle and transformers look for it; see `__getattr__`."""
+    built.__module__, built.__qualname__ = __name__, built.__name__
+    return built
 
 
 def __getattr__(name: str) -> Any:
@@ -148,10 +195,10 @@ def __getattr__(name: str) -> Any:
 
 
 def register() -> None:
-    """`AutoConfig.for_model("resnet_backbone")`, `AutoBackbone` and `AutoModel`.
+    """Add "resnet_backbone" to `AutoConfig`, `AutoBackbone` and `AutoModel`.
 
-    transformers asks its hub for whatever `AutoBackbone.from_pretrained` is given; `AutoModel.from_pretrained` and
-    `ResNetBackboneModel.from_pretrained` read a folder.
+    `AutoModel.from_pretrained` and `ResNetBackboneModel.from_pretrained` read a folder that `save_pretrained` wrote.
+    `AutoBackbone.from_pretrained` does not: it looks up its argument on transformers' hub.
     """
     from transformers import AutoBackbone, AutoConfig, AutoModel
 

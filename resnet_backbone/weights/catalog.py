@@ -1,6 +1,6 @@
-"""Published ImageNet weights by name: address, and the hash prefix that the file's name publishes.
+"""Published ImageNet weights by name, and hashes of published files.
 
-Source: torchvision's model pages (IMAGENET1K_V1: the classic recipe; IMAGENET1K_V2: its newer one).
+Source: torchvision's model pages (IMAGENET1K_V1: the original training recipe; IMAGENET1K_V2: the newer one).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ PUBLISHED: dict[str, dict[str, str]] = {
     },
 }
 
-# Files of other projects that publish the first eight digits of their SHA-256 in their name: ImageNet nets of
-# torchvision and timm (those with ImageNet's mean and std), Faster and Mask R-CNNs of torchvision and mmdetection, and
-# the nets that mmdetection's caffe style starts from. Two of its files are left out, whose channel order its own
-# configurations state both ways.
+# First eight digits of the SHA-256 of published files, which their names contain: ImageNet nets of torchvision and timm
+# (those with ImageNet's mean and std), Faster and Mask R-CNNs of torchvision and mmdetection, and the backbones of
+# mmdetection's caffe style. Two of mmdetection's files are left out, because its configurations contradict one another
+# about their channel order.
 _PREFIXES = {
     "torchvision": "f37072fd b627a593 0676ba61 11ad3fa6 63fe2227 cd907fc2 394f9c45 f82ba261 dd69338a 73cbd019 19c8e357",
     "torchvision_coco_v1": "258fb6c6 bf2d0c1e",
@@ -56,20 +56,39 @@ HASHES: dict[str, str] = {prefix: source for source, prefixes in _PREFIXES.items
 
 
 def address(name: str, net: str) -> str:
-    """Where published weights lie; arguments as for `published_file`, and in `PUBLISHED`."""
+    """The URL of published weights.
+
+    Args:
+        name: a key of `PUBLISHED`.
+        net: a key of `PUBLISHED[name]`.
+
+    Returns:
+        The URL.
+    """
     return _ADDRESS + PUBLISHED[name][net]
 
 
 def published_file(name: str, net: str, *, cache: Path | None = None) -> Path:
-    """The local file of published weights, downloaded once, its SHA-256 checked against its name.
+    """The local file of published weights; downloaded at the first call, and checked against the hash in its name.
 
-    cache: folder to keep it in; default torch.hub's `checkpoints`, so files that torchvision fetched are found.
-    Raises ValueError for unknown names or a file with the wrong hash, ConnectionError where it cannot be downloaded.
+    Args:
+        name: "imagenet1k_v1" or "imagenet1k_v2".
+        net: a row of `RESNETS` ("resnet50").
+        cache: the folder of the file; by default torch.hub's `checkpoints`, where torchvision keeps its files too.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        InvalidValue: an unknown name, a net without these weights, or a file with another hash.
+        DownloadFailed: the file is not in the cache and cannot be downloaded.
     """
     if name not in PUBLISHED:
         raise InvalidValue(f"{name!r} is neither a file nor published weights: {did_you_mean(name, PUBLISHED)}")
     if net not in PUBLISHED[name]:
-        raise InvalidValue(f"{name} is not published for {net}, only for {', '.join(PUBLISHED[name])}")
+        raise InvalidValue(
+            f"{name} is not published for {net}, only for {', '.join(PUBLISHED[name])}: give the path of a file for it"
+        )
     file_name = PUBLISHED[name][net]
     path = (cache or Path(torch.hub.get_dir()) / "checkpoints") / file_name
     if not path.is_file():
@@ -79,8 +98,15 @@ def published_file(name: str, net: str, *, cache: Path | None = None) -> Path:
 
 
 def check_hash(path: Path) -> None:
-    """Raises ValueError where the file's hash does not begin with the prefix in its name: SHA-256 in
-    `name-0123abcd.pth`, MD5 in detectron2's `model_final_0123ab.pkl`."""
+    """Compare the hash of a file with the one that its name contains; a name without a hash passes.
+
+    Args:
+        path: the file. `name-0123abcd.pth` contains the first eight digits of a SHA-256, detectron2's
+            `model_final_0123ab.pkl` the first six of an MD5.
+
+    Raises:
+        InvalidValue: the hashes differ.
+    """
     if published := re.search(r"-([0-9a-f]{8})\.\w+$", path.name):
         kind, digest = "SHA-256", file_sha256(path)
     elif published := re.fullmatch(r"model_final_([0-9a-f]{6})\.pkl", path.name):
@@ -95,6 +121,7 @@ def check_hash(path: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -104,6 +131,6 @@ def _download(address: str, path: Path) -> None:
         torch.hub.download_url_to_file(address, str(path), progress=False)
     except (URLError, OSError) as error:
         raise DownloadFailed(
-            f"could not download {address} ({error}). Without a network: fetch the file elsewhere, put it at {path}, "
-            "and run again; or give weights= the path of a file that you have"
+            f"could not download {address} ({error}). Without a network, copy the file to {path} and run again, or "
+            "give weights= the path of a file that you have"
         ) from error

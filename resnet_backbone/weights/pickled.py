@@ -1,7 +1,7 @@
-"""Pickles that hold arrays and nothing else: MSRA's and detectron2's `.pkl` files.
+"""Pickles that hold arrays only: MSRA's and detectron2's `.pkl` files.
 
-A pickle is a program. The one that is run here may build arrays, lists, dicts, numbers and strings; any other name in
-it is refused before it is looked up. Arrays become tensors without NumPy's help.
+A pickle is a program that may call any function. The unpickler here builds arrays, lists, dicts, numbers and strings;
+any other name is refused before it is imported. Arrays become tensors without NumPy.
 """
 
 from __future__ import annotations
@@ -23,8 +23,16 @@ _DTYPES = {
 }  # fmt: skip
 
 
+class RefusedPickle(pickle.UnpicklingError):
+    """The pickle calls something that makes no array; the message is its name."""
+
+
+class UnsupportedArray(pickle.UnpicklingError):
+    """The pickle holds an array that has no counterpart in torch; the message is its type."""
+
+
 class _Dtype:
-    """Stands for numpy.dtype: its code, and the byte order that its state brings."""
+    """Stands for numpy.dtype: its type code, and the byte order that its state brings."""
 
     def __init__(self, code: str, *_: object) -> None:
         self.code, self.order = code.lstrip("<|=>"), code[0] if code[0] in "<|=>" else "="
@@ -34,8 +42,8 @@ class _Dtype:
 
     def tensor(self, raw: Any, shape: tuple[int, ...], *, by_columns: bool) -> Tensor:
         if self.code not in _DTYPES or self.order == ">":
-            raise pickle.UnpicklingError(f"an array of type {self.order}{self.code}")
-        data = bytearray(raw.encode("latin1") if isinstance(raw, str) else raw)  # str: Python 2 wrote it
+            raise UnsupportedArray(f"{self.order}{self.code}")
+        data = bytearray(raw.encode("latin1") if isinstance(raw, str) else raw)  # str: written by Python 2
         flat = torch.frombuffer(data, dtype=_DTYPES[self.code]) if data else torch.empty(0, dtype=_DTYPES[self.code])
         if by_columns:
             return flat.reshape(shape[::-1]).permute(*reversed(range(len(shape)))).contiguous()
@@ -43,7 +51,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for numpy.ndarray until its state has come."""
+    """Stands for numpy.ndarray; the state of the pickle sets `tensor`."""
 
     tensor: Tensor
 
@@ -60,16 +68,17 @@ def _no_bytes() -> bytes:
     return b""
 
 
-def _names() -> dict[tuple[str, str], Callable[..., Any]]:
+def _allowed_names() -> dict[tuple[str, str], Callable[..., Any]]:
+    """(module, name) -> what is called in its place."""
     names: dict[tuple[str, str], Callable[..., Any]] = {
         ("numpy", "ndarray"): _Array,
         ("numpy", "dtype"): _Dtype,
         ("collections", "OrderedDict"): OrderedDict,
         ("_codecs", "encode"): lambda text, encoding: text.encode(encoding),
     }
-    for builtins in ("builtins", "__builtin__"):  # how older protocols write no bytes at all
+    for builtins in ("builtins", "__builtin__"):  # older protocols write empty bytes as a call without arguments
         names[builtins, "bytes"] = _no_bytes
-    for core in ("numpy.core", "numpy._core"):  # before and since NumPy 2
+    for core in ("numpy.core", "numpy._core"):  # before NumPy 2, and since
         names[f"{core}.multiarray", "_reconstruct"] = lambda *_: _Array()
         names[f"{core}.multiarray", "scalar"] = lambda dtype, raw: dtype.tensor(raw, (), by_columns=False).item()
         names[f"{core}.numeric", "_frombuffer"] = _from_buffer
@@ -77,31 +86,42 @@ def _names() -> dict[tuple[str, str], Callable[..., Any]]:
 
 
 class _Arrays(pickle.Unpickler):
-    known = _names()
+    allowed = _allowed_names()
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.known:
+        if (module, name) not in self.allowed:
             raise RefusedPickle(f"{module}.{name}")
-        return self.known[module, name]
-
-
-class RefusedPickle(pickle.UnpicklingError):
-    """The pickle wants something that is no array; the message names it."""
+        return self.allowed[module, name]
 
 
 def read_arrays(path: Path) -> Any:
-    """What the file holds, arrays as tensors. Raises ValueError for a pickle that wants more, or a damaged one."""
+    """Read a pickle of arrays.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its content, with tensors in place of arrays.
+
+    Raises:
+        InvalidValue: the pickle is damaged, holds arrays that torch does not have, or would execute code when read.
+    """
     try:
         with open(path, "rb") as file:
             return _as_tensors(_Arrays(file, encoding="latin1").load())
-    except RefusedPickle as refused:
+    except RefusedPickle as error:
         raise InvalidValue(
-            f"{path} holds more than arrays and would run code when read ({refused}): it was refused. Where it comes "
-            "from, save its state dict alone (torch.save(model.state_dict(), ...) or safetensors)"
-        ) from refused
+            f"{path} holds more than arrays and would run code when read ({error}): it was refused. In the program "
+            "that wrote it, save the state dict alone (torch.save(model.state_dict(), ...) or safetensors)"
+        ) from error
+    except UnsupportedArray as error:
+        raise InvalidValue(
+            f"{path} holds an array of type {error}, which is not supported: save it again with numbers in native byte "
+            f"order ({', '.join(_DTYPES)})"
+        ) from error
     except PermissionError:
         raise
-    except Exception as error:  # of a damaged pickle the unpickler raises whatever it stumbles over
+    except Exception as error:  # the unpickler raises many kinds of exception for damaged files
         raise InvalidValue(
             f"{path} is not a whole pickle of arrays ({type(error).__name__} {error}): copy or download it again"
         ) from error

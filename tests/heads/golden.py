@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from heads.box_head import BoxHeadSpec
-from heads.build import DETECTORS, NECKS, DetectorRecipe, assemble
+from heads.build import assemble
 from heads.detector import RCNN
-from heads.keymaps import names_in
+from heads.keymaps import keys_in
 from heads.mask_head import MaskHeadSpec
 from heads.predictor import to_image
+from heads.recipes import DETECTORS, NECKS, DetectorRecipe
 from heads.rpn import RPNSpec
 from heads.structures import Detections, ImageBatch, ImageSize, Proposals
 from resnet_backbone import ResNetBackbone, load_weights
@@ -76,8 +77,7 @@ def check_features(file: Mapping[str, Any], detector: RCNN, tolerance: float) ->
 @torch.inference_mode()
 def proposals_of(file: Mapping[str, Any], detector: RCNN) -> list[Proposals]:
     batch = batch_of(file, detector)
-    levels = detector.neck(detector.backbone(batch.pixels))
-    return detector.rpn.propose(levels, batch.sizes, (batch.pixels.shape[-2], batch.pixels.shape[-1]))
+    return detector.propose(detector.dense(batch.pixels), batch, detector.rpn.spec.keep_test)
 
 
 @torch.inference_mode()
@@ -105,7 +105,7 @@ def batch_of(file: Mapping[str, Any], detector: RCNN) -> ImageBatch:
 
 def gradient_norms(detector: RCNN, layout: str) -> dict[str, float]:
     """By the layout's names, of every trainable parameter."""
-    names = names_in(detector.state_dict(), layout)
+    names = keys_in(detector.state_dict(), layout)
     return {
         names[key]: float(parameter.grad.double().norm()) if parameter.grad is not None else 0.0
         for key, parameter in detector.named_parameters()

@@ -13,9 +13,12 @@ import torch
 from torchvision.models.detection.roi_heads import RoIHeads
 
 from heads import boxes as B
-from heads.box_head import WEIGHTS, BoxHead, BoxHeadSpec
+from heads.box_head import BoxHead, BoxHeadSpec
 from heads.conventions import Conventions
+from heads.roi_pool import RegionPooler
+from heads.roi_stage import BOX_DELTA_WEIGHTS, RoIStage
 from heads.structures import Proposals, Targets
+from resnet_backbone import FeatureSpec
 
 # image 540 of COCO train2017, short side 384, flipped
 SMALL_BOX = torch.tensor([[347.2696533203125, 132.48452758789062, 348.904296875, 134.22833251953125]])
@@ -30,20 +33,21 @@ def test_torchvision_makes_a_nan_target_of_a_small_box_in_bfloat16() -> None:
 
 
 def test_ours_keeps_the_box_and_its_target_whatever_the_autocast() -> None:
-    head = BoxHead(4, 1, BoxHeadSpec(), Conventions())
-    truth = [Targets(SMALL_BOX, torch.tensor([0]))]
+    pooler = RegionPooler({"p2": FeatureSpec(4, 4)}, ["p2"], size=7, conventions=Conventions())
+    stage = RoIStage(pooler, BoxHead(4, 1, BoxHeadSpec(), Conventions()), BOX_DELTA_WEIGHTS)
+    targets = [Targets(SMALL_BOX, torch.tensor([0]))]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assigned = head.assign([Proposals(PROPOSAL, torch.zeros(1))], truth)
-        logits, deltas = head(torch.randn(len(assigned[0].boxes), 4, 7, 7))
-        losses = head.losses(logits, deltas, assigned, truth)
-    assert assigned[0].boxes.dtype == torch.float32
-    assert (assigned[0].labels == 0).any()
+        samples = stage.assign([Proposals(PROPOSAL, torch.zeros(1))], targets)
+        output = stage({"p2": torch.randn(1, 4, 96, 96)}, [samples[0].boxes])
+        losses = stage.losses(output, samples, targets)
+    assert samples[0].boxes.dtype == torch.float32
+    assert (samples[0].labels == 0).any()
     assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses.values())
 
 
 def test_proposals_cannot_be_made_in_half_precision_at_all() -> None:
     """By construction: a container of half-precision boxes does not exist, and box mathematics promotes."""
     for half in (torch.bfloat16, torch.float16):
-        assert B.decode(torch.zeros(1, 4, dtype=half), SMALL_BOX.to(half), WEIGHTS).dtype == torch.float32
+        assert B.decode(torch.zeros(1, 4, dtype=half), SMALL_BOX.to(half), BOX_DELTA_WEIGHTS).dtype == torch.float32
         with pytest.raises(ValueError, match="float32 or float64"):
             Proposals(SMALL_BOX.to(half), torch.zeros(1))

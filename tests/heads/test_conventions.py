@@ -59,7 +59,7 @@ def whatever_they_touch(recipe: DetectorRecipe, conventions: Conventions) -> lis
         Targets(boxes[:0], torch.zeros(0, dtype=torch.int64), BitMasks(torch.zeros(0, 64, 160, dtype=torch.bool))),
     ]
     with torch.no_grad():
-        proposals = detector.rpn.propose(detector.neck(detector.backbone(batch.pixels)), batch.sizes, (64, 160))
+        proposals = detector.propose(detector.dense(batch.pixels), batch, detector.rpn.spec.keep_test)
         losses = detector(batch, truths)
         found = detector.detect(batch)[0][:1]
         assert found.masks is not None

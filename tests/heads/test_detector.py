@@ -156,9 +156,7 @@ def test_a_label_outside_the_classes_is_refused(
     label: int, small_recipe: DetectorRecipe, make_batch: MakeBatch, make_targets: MakeTargets
 ) -> None:
     detector = build_detector(small_recipe, num_classes=3)
-    with pytest.raises(
-        ValueError, match=f"labels run from {min(label, 0)} to {max(label, 0)}, this detector knows 0..2"
-    ):
+    with pytest.raises(ValueError, match=f"labels run from {min(label, 0)} to {max(label, 0)}, this detector has 0..2"):
         detector(make_batch(), [make_targets([]), make_targets(OBJECTS, labels=[0, label])])
 
 
@@ -181,5 +179,5 @@ def test_targets_without_masks_are_refused_where_masks_are_learned(
 
 
 def test_one_target_an_image(small_recipe: DetectorRecipe, make_batch: MakeBatch, make_targets: MakeTargets) -> None:
-    with pytest.raises(ValueError, match="2 images came with 1 targets: one Targets an image"):
+    with pytest.raises(ValueError, match="2 images came with 1 targets: give one per image"):
         build_detector(small_recipe, num_classes=3)(make_batch(), [make_targets([])])

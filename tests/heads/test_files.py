@@ -14,12 +14,12 @@ from torch import nn
 from heads import DETECTORS, RCNN, DetectorRecipe, ImageBatch, build_detector
 from heads.box_head import BoxHeadSpec
 from heads.conventions import CONVENTIONS
-from heads.files import detector_content, load_detector, save_atomically, save_detector
+from heads.files import detector_content, load_detector, save_detector
 from heads.mask_head import MaskHeadSpec
 from heads.rpn import RPNSpec
 from resnet_backbone import ResNetBackbone, load_weights
 from resnet_backbone.weights.certificate import CertificateMismatch
-from resnet_backbone.weights.load import read_file
+from resnet_backbone.weights.read import read_file, save_atomically
 
 Edit = Callable[[dict[str, Any], dict[str, Any]], Any]
 C4 = replace(
@@ -61,6 +61,10 @@ def edited(path: Path, edit: Edit) -> Path:
     return path.with_stem("edited")
 
 
+def _set_eps(meta: dict[str, Any], eps: float) -> None:
+    meta["net"]["norm_eps"] = meta["recipe"]["conventions"]["norm_eps"] = eps
+
+
 @torch.inference_mode()
 def test_a_file_comes_back_whole_with_what_travels(
     path: Path, detector: RCNN, recipe: DetectorRecipe, make_batch: Callable[..., ImageBatch]
@@ -79,7 +83,7 @@ def test_a_c4_detectors_shared_stage_is_certified_too(tmp_path: Path) -> None:
     save_detector(made, C4, tmp_path / "c4.pth", source="a test")
     assert load_detector(tmp_path / "c4.pth")[1] == C4
     stride = edited(tmp_path / "c4.pth", lambda state, meta: meta["recipe"].update(stride_on="1x1"))
-    with pytest.raises(ValueError, match="trained with the stride on the 3x3, this net has it on the 1x1"):
+    with pytest.raises(CertificateMismatch, match="stride_on is '3x3' for its net and '1x1' in its recipe"):
         load_detector(stride)
 
 
@@ -94,7 +98,8 @@ def test_a_c4_detectors_shared_stage_is_certified_too(tmp_path: Path) -> None:
         (lambda state, meta: meta["recipe"]["conventions"].update(roi_samples=1), "box regions is the first stage"),
         (lambda state, meta: meta["recipe"]["conventions"].update(roi_aligned=True), "box regions is the first stage"),
         (lambda state, meta: meta["preprocess"].update(channel_order="rgb"), "c1 is the first stage"),
-        (lambda state, meta: meta["net"].update(norm_eps=0.5), "c1 is the first stage"),
+        (lambda state, meta: meta["net"].update(norm_eps=0.5), "norm_eps is 0.5 for its net and 1e-05 in its recipe"),
+        (lambda state, meta: _set_eps(meta, 0.5), "c1 is the first stage"),
         (lambda state, meta: meta["fingerprint"]["p4"].__setitem__(7, 3.0), "p4 is the first stage"),
         (lambda state, meta: meta["fingerprint"].update(keypoints=[0.0]), "a stage 'keypoints' that this net lacks"),
     ],
@@ -110,7 +115,7 @@ def test_build_detector_adopts_what_a_certified_file_says(path: Path, detector: 
     made = build_detector(other, num_classes=3, weights=path)
     assert made.box_head.conventions == made.rpn.conventions == recipe.conventions
     assert made.class_names == detector.class_names and made.preprocess == detector.preprocess
-    with pytest.raises(ValueError, match="conventions of these weights are not this detector's, first round_anchors"):
+    with pytest.raises(ValueError, match="of these weights differ from this detector's, first round_anchors"):
         load_weights(build_detector(other, num_classes=3), path)
 
 
@@ -124,7 +129,7 @@ def test_its_backbone_can_be_taken_alone(path: Path, detector: RCNN) -> None:
 
 def test_files_that_are_no_detectors_of_ours_are_refused_with_the_mend(tmp_path: Path, detector: RCNN) -> None:
     torch.save(detector.state_dict(), tmp_path / "bare.pth")
-    with pytest.raises(ValueError, match="bare.pth holds no detector of ours with its certificate.*convert_weights.py"):
+    with pytest.raises(ValueError, match="bare.pth holds no detector of this project.*convert_weights.py"):
         load_detector(tmp_path / "bare.pth")
     with pytest.raises(FileNotFoundError, match="no detector at .*nowhere.pth"):
         load_detector(tmp_path / "nowhere.pth")
@@ -142,8 +147,8 @@ def test_a_backbone_that_no_recipe_rebuilds_is_not_saved_as_if_one_did(recipe: D
 
 def test_a_head_spec_survives_json() -> None:
     """Lists become tuples again: safetensors keeps metadata as JSON."""
-    from heads.files import recipe_from_dict
+    from resnet_backbone.plain import from_plain
 
     values = {"backbone": "resnet18", "rpn": {"anchor_sizes_px": [[8], [16], [32], [64], [128]]}}
-    recipe = recipe_from_dict({**values, "box": {"convs": 1}})
+    recipe = from_plain(DetectorRecipe, {**values, "box": {"convs": 1}})
     assert recipe.rpn.anchor_sizes_px == ((8,), (16,), (32,), (64,), (128,)) and recipe.box == BoxHeadSpec(convs=1)

@@ -10,10 +10,11 @@ from torch import Tensor
 from torchvision.models import detection as tv
 
 from heads.box_head import BoxHeadSpec
-from heads.build import DETECTORS, DetectorRecipe, assemble, empty_backbone
+from heads.build import assemble, empty_backbone
 from heads.detector import RCNN
-from heads.keymaps import names_in, older_torchvision, to_layout
+from heads.keymaps import keys_in, older_torchvision, to_layout
 from heads.mask_head import MaskHeadSpec
+from heads.recipes import DETECTORS, DetectorRecipe
 from resnet_backbone import WeightMismatch, load_weights
 
 NORMED = DetectorRecipe(
@@ -71,7 +72,7 @@ def test_there_and_back_every_tensor_is_the_same_bit_for_bit(recipe: DetectorRec
 def test_names_of_normed_convolutions_in_mmdetection() -> None:
     """mmcv's `ConvModule` calls its parts conv and bn; what has no norm is a `ConvModule` as well, but for the RPN."""
     with torch.device("meta"):
-        names = names_in(empty(NORMED).state_dict(), "mmdetection")
+        names = keys_in(empty(NORMED).state_dict(), "mmdetection")
     assert names["box_head.convs.2.0.weight"] == "roi_head.bbox_head.shared_convs.2.conv.weight"
     assert names["box_head.convs.2.1.running_var"] == "roi_head.bbox_head.shared_convs.2.bn.running_var"
     assert names["mask_head.convs.0.1.bias"] == "roi_head.mask_head.convs.0.bn.bias"
@@ -115,6 +116,6 @@ def test_layouts_that_do_not_exist_are_refused() -> None:
     with torch.device("meta"):
         pyramid, c4 = empty(DETECTORS["faster_rcnn_r18_fpn"], 3), empty(DETECTORS["faster_rcnn_r50_c4"], 3)
     with pytest.raises(ValueError, match="no detector's layout is called 'detectron': did you mean"):
-        names_in(pyramid.state_dict(), "detectron")
+        keys_in(pyramid.state_dict(), "detectron")
     with pytest.raises(ValueError, match="torchvision has no names for C4 and DC5 detectors"):
-        names_in(c4.state_dict(), "torchvision")
+        keys_in(c4.state_dict(), "torchvision")

@@ -9,8 +9,8 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import maskrcnn_inference, maskrcnn_loss
 
 from heads import BitMasks, Conventions, Detections, RoiMasks, Targets
-from heads.box_head import Assigned
 from heads.mask_head import MaskHead, MaskHeadSpec
+from heads.matching import SampledRegions
 
 K = 3
 
@@ -30,9 +30,9 @@ def some_targets(count: int) -> Targets:
     return Targets(random_boxes(count), torch.randint(0, K, (count,)), BitMasks(bits))
 
 
-def positives(truth: Targets, count: int) -> Assigned:
+def positives(truth: Targets, count: int) -> SampledRegions:
     index = torch.randint(0, len(truth), (count,))
-    return Assigned(random_boxes(count), truth.labels[index], index)
+    return SampledRegions(random_boxes(count), truth.labels[index], index)
 
 
 @pytest.mark.parametrize("convs", [1, 4])
@@ -54,7 +54,7 @@ def test_the_loss_is_torchvisions_on_the_same_targets() -> None:
     regions = [positives(truth[0], 6), positives(truth[1], 4)]
     logits = torch.randn(10, K, 28, 28)
     loss = make().losses(logits, regions, truth)["loss_mask"]
-    goals = [t.masks[r.truth].crop_to(r.boxes, 28) for t, r in zip(truth, regions)]  # type: ignore[index]
+    goals = [t.masks[r.matched].crop_to(r.boxes, 28) for t, r in zip(truth, regions)]  # type: ignore[index]
     # through this box torchvision's RoIAlign reads a 28 x 28 bitmap pixel by pixel
     whole = torch.tensor([[-0.5, -0.5, 27.5, 27.5]])
     want = maskrcnn_loss(
@@ -70,7 +70,7 @@ def test_the_loss_is_torchvisions_on_the_same_targets() -> None:
 
 def test_only_the_mask_of_the_true_class_learns() -> None:
     truth = some_targets(2)
-    regions = Assigned(truth.boxes, truth.labels, torch.arange(2))
+    regions = SampledRegions(truth.boxes, truth.labels, torch.arange(2))
     logits = torch.randn(2, K, 28, 28, requires_grad=True)
     make().losses(logits, [regions], [truth])["loss_mask"].backward()
     learning = logits.grad.abs().sum((2, 3)) > 0  # type: ignore[union-attr]
@@ -81,13 +81,13 @@ def test_a_perfect_prediction_costs_nothing() -> None:
     truth = some_targets(4)
     goals = truth.masks.crop_to(truth.boxes, 28)  # type: ignore[union-attr]
     logits = (goals.float() * 2 - 1)[:, None].expand(-1, K, -1, -1) * 50
-    loss = make().losses(logits, [Assigned(truth.boxes, truth.labels, torch.arange(4))], [truth])["loss_mask"]
+    loss = make().losses(logits, [SampledRegions(truth.boxes, truth.labels, torch.arange(4))], [truth])["loss_mask"]
     assert loss < 1e-6
 
 
 def test_nothing_to_learn_from_is_a_loss_of_zero_with_gradients() -> None:
     head, truth = make(), some_targets(0)
-    nobody = Assigned(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+    nobody = SampledRegions(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
     loss = head.losses(head(torch.zeros(0, 6, 14, 14)), [nobody], [truth])["loss_mask"]
     loss.backward()
     assert loss == 0 and all(p.grad is not None and not p.grad.any() for p in head.parameters())
@@ -96,7 +96,9 @@ def test_nothing_to_learn_from_is_a_loss_of_zero_with_gradients() -> None:
 def test_targets_without_masks_are_refused() -> None:
     truth = Targets(random_boxes(1), torch.tensor([0]))
     with pytest.raises(ValueError, match="this detector learns masks, these targets have none"):
-        make().losses(torch.zeros(1, K, 28, 28), [Assigned(truth.boxes, truth.labels, torch.tensor([0]))], [truth])
+        make().losses(
+            torch.zeros(1, K, 28, 28), [SampledRegions(truth.boxes, truth.labels, torch.tensor([0]))], [truth]
+        )
 
 
 def test_a_detection_gets_the_mask_of_its_own_class() -> None:

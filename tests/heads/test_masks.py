@@ -202,7 +202,7 @@ def test_indices_reorder_and_repeat() -> None:
 
 
 def test_bitmaps_are_bool_planes() -> None:
-    with pytest.raises(ValueError, match=r"BitMasks wants \(R, H, W\) bool, got \(4, 4\) torch.bool"):
+    with pytest.raises(ValueError, match=r"BitMasks takes \(R, H, W\) bool, got \(4, 4\) torch.bool"):
         BitMasks(torch.zeros(4, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match="got .* torch.uint8"):
         BitMasks(torch.zeros(1, 4, 4, dtype=torch.uint8))

@@ -27,6 +27,7 @@ from heads.detector import RCNN
 from heads.images import read_image
 from heads.masks import BitMasks
 from heads.predictor import Predictor, to_image
+from heads.rpn import RPNOutput
 from heads.structures import Detections, ImageSize
 from tests.heads.torchvision_pairs import batch_of, pair, tensors
 
@@ -140,18 +141,17 @@ def disturbed(ours: RCNN, image: np.ndarray, rounding: float) -> Iterator[Detect
     the RPN and the box head put out. Masks decide nothing and are left out."""
     precise = deepcopy(ours).double().eval()
     batch = batch_of([image], precise.preprocess)
-    levels = precise.neck(precise.backbone(batch.pixels))
-    logits, deltas = precise.rpn.predict(levels)
-    anchors = precise.rpn.anchors(levels, (batch.pixels.shape[-2], batch.pixels.shape[-1]))
+    dense = precise.dense(batch.pixels)
+    (stage,) = precise.roi_stages
 
     def noisy(outputs: Tensor) -> Tensor:
         return outputs + rounding * outputs.std() * torch.empty_like(outputs).uniform_(-1, 1)
 
     while True:
-        sets = [noisy(x) for x in logits], [noisy(x) for x in deltas]
-        proposals = precise.rpn.select(*sets, anchors, batch.sizes, (1000, PROPOSALS))
-        regions = precise.box_regions(levels, [p.boxes for p in proposals])
-        class_logits, box_deltas = precise.box_head(regions)
+        rpn = RPNOutput(*([noisy(x) for x in outputs] for outputs in dense.rpn))
+        proposals = precise.propose(dense._replace(rpn=rpn), batch, (1000, PROPOSALS))
+        output = stage(dense.features, [p.boxes for p in proposals])
         for _ in range(4):  # a disturbance of the box head's outputs is the cheaper one
-            (found,) = precise.box_head.select(noisy(class_logits), noisy(box_deltas), proposals, batch.sizes)
+            disturbed_output = replace(output, logits=noisy(output.logits), deltas=noisy(output.deltas))
+            (found,) = precise.select([disturbed_output], batch.sizes)
             yield to_image(found, batch.sizes[0], ImageSize(*image.shape[:2]))

@@ -11,14 +11,15 @@ from torchvision.models.detection import rpn as tv
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from heads import Conventions, ImageSize, Targets
+from heads import Conventions, ImageBatch, ImageSize, Proposals, Targets
 from heads.anchors import AnchorGrid
-from heads.rpn import RPN, RPNSpec
+from heads.rpn import RPN, RPNOutput, RPNSpec
 
 TORCHVISION = Conventions(round_anchors=True, anchor_stride="grid", rpn_smooth_l1_beta=1 / 9, min_proposal_px=1e-3)
 RATIOS, PADDED = (0.5, 1.0, 2.0), (64, 96)
 SIZES = [ImageSize(64, 96), ImageSize(50, 80)]
 EVERYTHING = RPNSpec(samples_per_image=10**6)
+BATCH = ImageBatch(torch.zeros(2, 3, *PADDED), tuple(SIZES))
 
 
 def make(spec: RPNSpec = EVERYTHING, conventions: Conventions = TORCHVISION) -> RPN:
@@ -66,6 +67,14 @@ def some_targets() -> list[Targets]:
     return [Targets(b, torch.zeros(len(b), dtype=torch.int64)) for b in boxes]
 
 
+def losses_of(rpn: RPN, features: dict[str, Tensor], targets: list[Targets]) -> dict[str, Tensor]:
+    return rpn.losses(rpn(features), features, BATCH, targets)
+
+
+def proposals_of(rpn: RPN, features: dict[str, Tensor], keep: tuple[int, int] | None = None) -> list[Proposals]:
+    return rpn.propose(rpn(features), features, BATCH, keep or rpn.spec.keep_test)
+
+
 def images() -> ImageList:
     return ImageList(torch.zeros(2, 3, *PADDED), [(s.height, s.width) for s in SIZES])
 
@@ -76,7 +85,7 @@ def test_proposals_and_their_order_are_torchvisions(keep: tuple[int, int]) -> No
     ours = lively(make(spec))
     theirs, features = torchvision_rpn(ours, spec).eval(), levels()
     with torch.no_grad():
-        found, (boxes, _) = ours.propose(features, SIZES, PADDED), theirs(images(), dict(features))
+        found, (boxes, _) = proposals_of(ours, features), theirs(images(), dict(features))
     for proposals, want in zip(found, boxes):
         torch.testing.assert_close(proposals.boxes, want, rtol=1e-5, atol=1e-3)
         assert proposals.scores.diff().le(0).all() and 10 < len(proposals) <= keep[1]
@@ -85,7 +94,7 @@ def test_proposals_and_their_order_are_torchvisions(keep: tuple[int, int]) -> No
 def test_losses_are_torchvisions_up_to_the_divisor_when_everything_is_sampled() -> None:
     ours = lively(make())
     theirs, features, truth = torchvision_rpn(ours, EVERYTHING).train(), levels(), some_targets()
-    _, losses = ours(features, SIZES, PADDED, truth)
+    losses = losses_of(ours, features, truth)
     _, want = theirs(images(), dict(features), [{"boxes": t.boxes} for t in truth])
     anchors = theirs.anchor_generator(images(), list(features.values()))
     labels, _ = theirs.assign_targets_to_anchors(anchors, [{"boxes": t.boxes} for t in truth])
@@ -99,7 +108,7 @@ def test_losses_are_torchvisions_up_to_the_divisor_when_everything_is_sampled() 
 def test_gradients_of_the_losses_are_torchvisions() -> None:
     ours = lively(make())
     theirs, features, truth = torchvision_rpn(ours, EVERYTHING).train(), levels(), some_targets()
-    _, losses = ours(features, SIZES, PADDED, truth)
+    losses = losses_of(ours, features, truth)
     _, want = theirs(images(), dict(features), [{"boxes": t.boxes} for t in truth])
     ratio = want["loss_objectness"].detach() / losses["loss_rpn_cls"].detach()
     (torch.stack(list(losses.values())).sum() * ratio).backward()
@@ -112,16 +121,16 @@ def test_an_image_without_objects_teaches_background_alone() -> None:
     rpn = lively(make())
     nothing = [Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))] * 2
     features = levels()
-    _, losses = rpn(features, SIZES, PADDED, nothing)
+    losses = losses_of(rpn, features, nothing)
     assert losses["loss_rpn_loc"] == 0
-    logits, _ = rpn.predict(features)
+    logits, _ = rpn(features)
     want = nn.functional.softplus(torch.cat(logits, 1)).sum() / (2 * EVERYTHING.samples_per_image)
     torch.testing.assert_close(losses["loss_rpn_cls"], want)
 
 
 def test_proposals_are_inside_their_image_larger_than_asked_and_carry_no_gradient() -> None:
     rpn = lively(make(conventions=replace(TORCHVISION, min_proposal_px=9.0)))
-    proposals, _ = rpn({k: x.requires_grad_() for k, x in levels().items()}, SIZES, PADDED, some_targets())
+    proposals = proposals_of(rpn, {k: x.requires_grad_() for k, x in levels().items()}, rpn.spec.keep_train)
     for found, size in zip(proposals, SIZES):
         assert found.boxes.min() >= 0 and not found.boxes.requires_grad and not found.scores.requires_grad
         assert found.boxes[:, 2].max() <= size.width and found.boxes[:, 3].max() <= size.height
@@ -130,34 +139,33 @@ def test_proposals_are_inside_their_image_larger_than_asked_and_carry_no_gradien
 
 def test_predictions_that_are_not_finite_propose_nothing() -> None:
     rpn = lively(make())
-    logits, deltas = rpn.predict(levels())
-    anchors = rpn.anchors(levels(), PADDED)
-    clean = rpn.select(logits, deltas, anchors, SIZES, (2000, 1000))
-    deltas[0].data[0, :100] = float("nan")
-    logits[1].data[0, 5] = float("inf")
-    found = rpn.select(logits, deltas, anchors, SIZES, (2000, 1000))
+    features = levels()
+    output = rpn(features)
+    clean = rpn.propose(output, features, BATCH, (2000, 1000))
+    output.deltas[0].data[0, :100] = float("nan")
+    output.logits[1].data[0, 5] = float("inf")
+    found = rpn.propose(output, features, BATCH, (2000, 1000))
     assert all(p.boxes.isfinite().all() and p.scores.isfinite().all() and len(p) for p in found)
     assert torch.equal(found[1].boxes, clean[1].boxes)  # the other image does not notice
 
 
 def test_suppression_is_within_a_level() -> None:
-    """Two equal boxes survive where they come from two levels, and one of them where from one."""
-    rpn = make(conventions=Conventions())
-    box = torch.tensor([[10.0, 10, 40, 40]])
-    none = torch.zeros(1, 2, 4)
-    same = [box.repeat(2, 1)]
-    (one,) = rpn.select([torch.tensor([[2.0, 1.0]])], [none], same, SIZES[:1], (10, 10))
-    (two,) = rpn.select(
-        [torch.tensor([[2.0]]), torch.tensor([[1.0]])], [none[:, :1]] * 2, [box, box], SIZES[:1], (10, 10)
-    )
-    assert len(one) == 1 and len(two) == 2
+    """Two levels with two equal anchors each: of the four equal boxes one survives in each level."""
+    conventions = Conventions()
+    strides = {"p2": 48, "p3": 48}  # one cell per level and image
+    grid = AnchorGrid({"p2": (32, 32), "p3": (32, 32)}, (1.0,), strides, conventions)
+    rpn, features = RPN(8, grid, EVERYTHING, conventions), {level: torch.zeros(1, 8, 1, 1) for level in strides}
+    batch = ImageBatch(torch.zeros(1, 3, 48, 48), (ImageSize(48, 48),))
+    low, no_deltas = torch.full((1, 2), -9.0), [torch.zeros(1, 2, 4)] * 2
+    (proposals,) = rpn.propose(RPNOutput([torch.tensor([[2.0, 1.0]]), low], no_deltas), features, batch, (10, 10))
+    assert proposals.scores.tolist() == [2.0, -9.0]  # the best of each level
+    assert torch.equal(proposals.boxes[0], proposals.boxes[1])
 
 
 def test_predictions_are_at_least_float32_in_half_precision() -> None:
     rpn = make().bfloat16()
-    logits, deltas = rpn.predict({k: x.bfloat16() for k, x in levels().items()})
+    logits, deltas = rpn({k: x.bfloat16() for k, x in levels().items()})
     assert {t.dtype for t in (*logits, *deltas)} == {torch.float32}
     assert all(
-        p.boxes.dtype == torch.float32
-        for p in rpn.propose({k: x.bfloat16() for k, x in levels().items()}, SIZES, PADDED)
+        p.boxes.dtype == torch.float32 for p in proposals_of(rpn, {k: x.bfloat16() for k, x in levels().items()})
     )

@@ -41,7 +41,7 @@ def targets(count: int = 4) -> Targets:
         (lambda: Proposals(torch.zeros(2, 4, dtype=torch.int64), torch.zeros(2)), "torch.int64"),
         (
             lambda: Proposals(torch.zeros(2, 4), torch.zeros(3)),
-            "Proposals has 2 boxes but 3 scores: one scores entry a box",
+            "Proposals has 2 boxes but 3 scores: give one entry per box",
         ),
         (
             lambda: Targets(torch.zeros(2, 4), torch.zeros(2)),
@@ -51,7 +51,7 @@ def targets(count: int = 4) -> Targets:
             lambda: Targets(torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64), PolygonMasks(())),
             "Targets has 2 boxes but 0 masks",
         ),
-        (lambda: ImageBatch(torch.zeros(3, 4, 4), (ImageSize(4, 4),)), r"ImageBatch wants pixels \(N, 3, H, W\)"),
+        (lambda: ImageBatch(torch.zeros(3, 4, 4), (ImageSize(4, 4),)), r"ImageBatch takes pixels \(N, 3, H, W\)"),
         (lambda: ImageBatch(torch.zeros(2, 3, 4, 4), (ImageSize(4, 4),)), "1 sizes"),
     ],
 )

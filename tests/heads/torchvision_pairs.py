@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torchvision.models import detection as tv
 from torchvision.ops import FrozenBatchNorm2d
 
-from heads.build import DETECTORS, DetectorRecipe, assemble, empty_backbone
+from heads.build import assemble, empty_backbone
 from heads.detector import RCNN
 from heads.images import resize, resized_size
+from heads.recipes import DETECTORS, DetectorRecipe
 from heads.structures import ImageBatch, ImageSize
 from resnet_backbone import Preprocess, load_weights
 

@@ -98,7 +98,7 @@ def test_stages_of_a_dilated_net_keep_the_stride_in_the_last_one() -> None:
         ({"shortcut": ""}, "shortcut='' is unknown"),
         ({"stride_on": "5x5"}, "stride_on='5x5' is unknown: give one of 3x3, 1x1"),
         ({"stride_on": "1x1"}, "needs a bottleneck, BasicBlock has no 1x1"),
-        ({"block": PlainBasicBlock, "zero_init_last_norm": True}, "would silence a plain net"),
+        ({"block": PlainBasicBlock, "zero_init_last_norm": True}, "gives a plain net zero outputs"),
         ({"stem": "patch"}, "give one of imagenet, deep, cifar"),
         ({"c5_dilation": 4}, "give one of 1, 2"),
         ({"depths": (1, 1), "widths": (8, 16), "c5_dilation": 2}, "needs a fourth stage, this net has 2"),

@@ -1,4 +1,4 @@
-"""A data set and a detector small enough to run every command in a test."""
+"""A data set and a configuration small enough to run every command in a test."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from tools.data.shapes import generate_shapes
 
 
 class Said(NamedTuple):
+    """Exit code and output of a command; runs of white space in `out` are single spaces."""
+
     code: Any
     out: str
     err: str
@@ -27,7 +29,7 @@ class Said(NamedTuple):
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
-    """call(module, *arguments): what the command says and its exit code."""
+    """call(module, *arguments) runs a command in this process."""
 
     def make(module: ModuleType, *arguments: object) -> Said:
         monkeypatch.setattr(sys, "argv", [module.__name__, *(str(a) for a in arguments)])
@@ -49,7 +51,7 @@ def tiny_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_yaml(tiny_shapes: Path, tmp_path: Path) -> Path:
-    """A configuration that trains a Mask R-CNN R18-FPN of a few channels for six steps into tmp_path/run."""
+    """A configuration of six steps with a Mask R-CNN R18-FPN of few channels, written to tmp_path/run."""
 
     def split(name: str) -> dict[str, str]:
         return {
@@ -90,13 +92,13 @@ def tiny_yaml(tiny_shapes: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tiny(tiny_yaml: Path) -> Callable[..., RunConfig]:
-    """tiny("a.b=c", ...): the tiny configuration with these overrides."""
+    """tiny("a.b=c", ...) loads the configuration with these overrides."""
     return lambda *overrides: load_config(tiny_yaml, overrides)
 
 
 @pytest.fixture(autouse=True)
 def fresh_accelerator() -> Iterator[None]:
-    """Accelerate keeps its device and precision for the whole process: each test starts without."""
+    """Accelerate keeps device and precision for the whole process: reset them after every test."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()

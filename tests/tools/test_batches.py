@@ -1,4 +1,4 @@
-"""Real images whose annotations hold nothing to learn from, through the loader and a Mask R-CNN's backward pass."""
+"""Batches of COCO images with crowds only or without annotations, through the loader and the backward pass."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tools.data.loader import BatchPlan, TrainingImages, make_loader
 
 
 def annotations(coco_mini: Path, kind: str) -> dict[str, Any]:
-    """Two images with a crowd and other objects: everything, the crowds alone, or nothing."""
+    """Two images with crowds and other objects: all annotations, only the crowds, or none."""
     content = json.loads((coco_mini / "annotations" / "instances_train2017.json").read_text())
     crowded = {a["image_id"] for a in content["annotations"] if a["iscrowd"]}
     chosen = sorted(crowded)[:2]
@@ -30,7 +30,7 @@ def annotations(coco_mini: Path, kind: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["mixed", "crowds", "empty"])
-def test_every_kind_of_batch_gives_every_parameter_a_finite_gradient(
+def test_batches_without_objects_give_every_parameter_a_finite_gradient(
     kind: str, coco_mini: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "annotations.json"

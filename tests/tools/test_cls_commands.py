@@ -1,4 +1,4 @@
-"""Classification by its commands: what a run leaves, what is made of it, and the counts of published weights."""
+"""Classification commands on a small data set: the files of a run, how they are used, and errors."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ from PIL import Image
 from rich.console import Console
 
 from resnet_backbone import RESNETS, CertificateMismatch, ResNetClassifier, build_backbone, load_weights
-from resnet_backbone.weights.load import read_weights
+from resnet_backbone.build import open_weights
+from resnet_backbone.weights.read import read_file, read_weights, save_atomically
 from tests.tools.conftest import Said
-from tools import analyse, convert_weights, doctor, eval_cls, train_cls, train_det
-from tools.config.classification import ClassifierRunConfig, load_config
+from tools import analyse, convert_weights, doctor, eval_cls, train_cls
+from tools.config.classification import load_config
 from tools.config.detection import RunConfig
 from tools.data.labelled import load_labelled
-from tools.evaluation.topk import score_labels
+from tools.jobs import classification, detection
 
 ROOT = Path(__file__).resolve().parents[2]
 Call = Callable[..., Said]
 Tiny = Callable[..., RunConfig]
-CHANCE = 0.04  # above and below a tenth: four deviations of 1,000 coins of that kind
+CLASSES = ("across", "down", "plain")
 
 
 @pytest.fixture(scope="session")
 def tiny_labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """{train,test}/{across,down,plain}/*.png of 44x40: stripes of random colours, across, down, or none."""
+    """{train,test}/{across,down,plain}/*.png, 44x40: horizontal, vertical or no stripes, in random colours."""
     root = tmp_path_factory.mktemp("tiny_labelled")
     generator = np.random.default_rng(0)
     for part, count in (("train", 16), ("test", 6)):
-        for name in ("across", "down", "plain"):
+        for name in CLASSES:
             (root / part / name).mkdir(parents=True)
             for number in range(count):
                 dark, bright = generator.integers(0, 100, 3), generator.integers(150, 256, 3)
@@ -52,7 +53,7 @@ def tiny_labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cls_yaml(tiny_labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve steps of a ResNet-20 on the stripes; `out` must be set."""
+    """Settings for twelve steps of a ResNet-20 on the striped images; `out` must be set."""
     values: dict[str, Any] = {
         "out": "unset",
         "model": "resnet20_cifar_b",
@@ -72,7 +73,7 @@ def cls_yaml(tiny_labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def command(*arguments: object, launcher: tuple[str, ...] = ()) -> str:
-    """A command in a process of its own, as people call it."""
+    """Run a command in its own process; what it printed."""
     line = [sys.executable, *launcher, *(str(a) for a in arguments)]
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
@@ -83,8 +84,8 @@ def command(*arguments: object, launcher: tuple[str, ...] = ()) -> str:
 @pytest.fixture(scope="session")
 def run(cls_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cls_run") / "run"
-    said = command("tools/train_cls.py", cls_yaml, "--set", f"out={folder}")
-    assert "12 steps of 12 images" in said and "next:" in said
+    printed = command("tools/train_cls.py", cls_yaml, "--set", f"out={folder}")
+    assert "12 steps of 12 images" in printed and "next:" in printed
     return folder
 
 
@@ -93,16 +94,16 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def state(folder: Path) -> dict[str, torch.Tensor]:
-    return read_weights(folder).state
+    return dict(open_weights(folder).state)
 
 
-def test_a_run_leaves_what_it_promises(run: Path) -> None:
+def test_a_run_writes_logs_scores_and_pictures(run: Path) -> None:
     train, val = ([line for line in lines(run) if line["kind"] == kind] for kind in ("train", "val"))
     assert [line["step"] for line in train] == list(range(1, 13)) and [line["step"] for line in val] == [4, 8, 12]
     assert all(line["loss"] == line["losses/loss_cls"] and 0 <= line["train_error"] <= 1 for line in train)
     assert np.mean([line["loss"] for line in train[-3:]]) < 0.8 * np.log(3)
     scores = json.loads((run / "scores.json").read_text())
-    assert scores["images"] == 18 and scores["views"] == "1-crop"
+    assert scores["images"] == 18 and scores["crops"] == "1-crop"
     assert val[-1]["error"] == pytest.approx(1 - scores["top1"] / 18) and scores["top1"] >= 9
     assert "plain" in (run / "data.txt").read_text()
     for name in ("training_images.png", "loss_curve.png"):
@@ -110,33 +111,51 @@ def test_a_run_leaves_what_it_promises(run: Path) -> None:
             assert min(picture.size) > 100
 
 
-def test_its_scores_are_those_of_eval_cls_and_of_a_loop_by_hand(run: Path, call: Call, tmp_path: Path) -> None:
+def test_a_finished_run_is_certified_and_its_checkpoint_is_not(run: Path, call: Call, tmp_path: Path) -> None:
+    result, checkpoint = (read_weights(run / name) for name in ("model.safetensors", "checkpoints/last.pt"))
+    assert result.certified and not checkpoint.certified
+    assert result.meta is not None and tuple(result.meta["class_names"]) == CLASSES
+    assert all(torch.equal(tensor, checkpoint.state[key]) for key, tensor in result.state.items())
+    note = "is a checkpoint without a certificate: its tensors and outputs are not checked"
+    assert note not in call(eval_cls, run, "--out", tmp_path / "run").out
+    said = call(eval_cls, checkpoint.path, run / "config.yaml", "--out", tmp_path / "checkpoint")
+    assert said.code == 0 and said.out.count(note) == 1
+    assert (tmp_path / "run" / "scores.json").read_text() == (tmp_path / "checkpoint" / "scores.json").read_text()
+
+
+def test_scoring_starts_without_the_training_engine() -> None:
+    """accelerate, tensorboard and albumentations take seconds to import."""
+    code = "import sys, tools.eval_cls; print(*{'accelerate', 'albumentations', 'tools.engine'} & set(sys.modules))"
+    assert command("-c", code).strip() == ""
+
+
+def test_scores_equal_those_of_eval_cls_and_of_a_loop_over_the_images(run: Path, call: Call, tmp_path: Path) -> None:
     said = call(eval_cls, run, "--out", tmp_path)
     assert said.code == 0, said.err
     assert json.loads((tmp_path / "scores.json").read_text()) == json.loads((run / "scores.json").read_text())
     config = load_config(run / "config.yaml")
     assert config.data.val is not None
     data = load_labelled(config.data.val.images, "test")
-    net, names = eval_cls.load_classifier(str(run), config, data.class_names)
-    right = 0
+    net = classification.load_classifier(run, config, data.class_names)
+    correct = 0
     for record in data.records:
         image = Image.fromarray(data.read(record)).resize((39, 36), Image.Resampling.BILINEAR)
         pixels = torch.from_numpy(np.asarray(image)[2:34, 4:36].copy()).permute(2, 0, 1)
-        right += int(net.eval()(net.preprocess.normalise(pixels)[None]).argmax()) == record.label
-    assert names == ("across", "down", "plain") and right == json.loads((run / "scores.json").read_text())["top1"]
+        correct += int(net.eval()(net.preprocess.normalise(pixels)[None]).argmax()) == record.label
+    assert data.class_names == CLASSES and correct == json.loads((run / "scores.json").read_text())["top1"]
 
 
-def test_other_views_are_written_beside(run: Path, call: Call, tmp_path: Path) -> None:
-    for views in ("10-crop", "multi-scale"):
+def test_scores_of_other_crops_have_a_file_of_their_own(run: Path, call: Call, tmp_path: Path) -> None:
+    for crops in ("10-crop", "multi-scale"):
         said = call(
-            eval_cls, run, "--out", tmp_path, "--set", f"eval.views={views}", "--set", "eval.scales_px=[36, 48]"
+            eval_cls, run, "--out", tmp_path, "--set", f"eval.crops={crops}", "--set", "eval.scales_px=[36, 48]"
         )
         assert said.code == 0, said.err
-        found = json.loads((tmp_path / f"scores_{views}.json").read_text())
-        assert found["views"] == views and found["top1"] >= 9
+        scores = json.loads((tmp_path / f"scores_{crops}.json").read_text())
+        assert scores["crops"] == crops and scores["top1"] >= 9
 
 
-def test_a_resumed_run_is_the_whole_run(run: Path, cls_yaml: Path, tmp_path: Path, call: Call) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(run: Path, cls_yaml: Path, tmp_path: Path, call: Call) -> None:
     sets = ("--set", f"out={tmp_path / 'run'}")
     assert call(train_cls, cls_yaml, *sets, "--set", "schedule={iters: 12, decay_at: []}").code == 0
     whole = state(tmp_path / "run")
@@ -149,8 +168,8 @@ def test_a_resumed_run_is_the_whole_run(run: Path, cls_yaml: Path, tmp_path: Pat
     assert [line["step"] for line in lines(tmp_path / "parts") if line["kind"] == "train"] == list(range(1, 13))
 
 
-def test_a_plateau_lowers_the_rate_and_is_remembered(cls_yaml: Path, tmp_path: Path, call: Call) -> None:
-    """Without learning (no norm with statistics either) no score is better than the first: then the rate falls."""
+def test_a_plateau_lowers_the_learning_rate_also_after_a_resume(cls_yaml: Path, tmp_path: Path, call: Call) -> None:
+    """A learning rate of 1e-9 and a norm without running statistics: the scores never improve."""
     out = f"out={tmp_path / 'run'}"
     flat = "optimiser={lr: 1.0e-9}", "schedule={iters: %d, kind: plateau, plateau_patience: 1, warmup_iters: 0}"
     sets = [
@@ -168,14 +187,14 @@ def test_a_plateau_lowers_the_rate_and_is_remembered(cls_yaml: Path, tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
-def test_two_processes_train_and_score_what_one_does(cls_yaml: Path, tmp_path: Path) -> None:
-    """With a norm that does not look at the batch, and a rate at which rounding does not grow."""
+def test_two_processes_train_and_score_like_one(cls_yaml: Path, tmp_path: Path) -> None:
+    """With a norm that is independent of the batch, and a learning rate at which rounding errors stay small."""
     sets = ["--set", "model.norm=gn", "--set", "schedule={iters: 2, warmup_iters: 0}", "--set", "optimiser.lr=0.005"]
     sets.append("--set")
     command("tools/train_cls.py", cls_yaml, *sets, f"out={tmp_path / 'one'}")
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    said = command("tools/train_cls.py", cls_yaml, *sets, f"out={tmp_path / 'two'}", launcher=launcher)
-    assert "2 process(es)" in said
+    printed = command("tools/train_cls.py", cls_yaml, *sets, f"out={tmp_path / 'two'}", launcher=launcher)
+    assert "2 process(es)" in printed
     one, two = state(tmp_path / "one"), state(tmp_path / "two")
     for key, tensor in one.items():
         torch.testing.assert_close(two[key], tensor, rtol=1e-5, atol=1e-5)
@@ -184,38 +203,36 @@ def test_two_processes_train_and_score_what_one_does(cls_yaml: Path, tmp_path: P
 
 
 @torch.inference_mode()
-def test_a_run_is_a_backbone_with_the_classifiers_own_levels(run: Path) -> None:
-    net, _ = eval_cls.load_classifier(str(run), load_config(run / "config.yaml"), ("across", "down", "plain"))
+def test_a_backbone_from_a_run_has_the_outputs_of_the_classifier(run: Path) -> None:
+    net = classification.load_classifier(run, load_config(run / "config.yaml"), CLASSES)
     pixels = torch.randn(2, 3, 40, 56)
-    wanted = net.eval().all_levels(pixels)
+    expected = net.eval().all_levels(pixels)
     levels = ("c2", "c3", "c4")
-    for source in (run, run / "checkpoints" / "last.pt"):
-        live = build_backbone("resnet20_cifar_b", weights=source, norm="bn", out_levels=levels, frozen_stages=0).eval()
-        found = live(pixels)
-        assert list(found) == list(levels) and all(torch.equal(found[level], wanted[level]) for level in levels)
-        folded = build_backbone("resnet20_cifar_b", weights=source, out_levels=levels)(pixels)
+    for weights in (run, run / "model.safetensors", run / "checkpoints" / "last.pt"):
+        live = build_backbone("resnet20_cifar_b", weights=weights, norm="bn", out_levels=levels, frozen_stages=0).eval()
+        features = live(pixels)
+        assert list(features) == list(levels)
+        assert all(torch.equal(features[level], expected[level]) for level in levels)
+        folded = build_backbone("resnet20_cifar_b", weights=weights, out_levels=levels)(pixels)
         for level in levels:
-            assert float((folded[level] - wanted[level]).abs().max()) <= 1e-5 * float(wanted[level].abs().max())
+            assert float((folded[level] - expected[level]).abs().max()) <= 1e-5 * float(expected[level].abs().max())
 
 
-def test_a_detector_starts_from_a_classifiers_run(cls_yaml: Path, tmp_path: Path, call: Call, tiny: Tiny) -> None:
-    """An ImageNet-sized net, trained here: C2..C5 inside the detector are the classifier's own."""
+def test_a_detector_starts_from_a_run_of_a_classifier(cls_yaml: Path, tmp_path: Path, tiny: Tiny) -> None:
+    """A ResNet-18, trained by a call of the job: C2..C5 of the detector equal those of the classifier."""
     sets = ("model=resnet18", "schedule={iters: 2, warmup_iters: 0}", f"out={tmp_path / 'r18'}", "train.batch_size=4")
-    assert call(train_cls, cls_yaml, *(part for one in sets for part in ("--set", one))).code == 0
-    net, _ = eval_cls.load_classifier(
-        str(tmp_path / "r18"), load_config(tmp_path / "r18" / "config.yaml"), ("across", "down", "plain")
-    )
+    net = classification.train(load_config(cls_yaml, sets))
     config = tiny(f"backbone_weights={tmp_path / 'r18'}", f"out={tmp_path / 'det'}")
     (tmp_path / "det").mkdir()
-    detector = train_det.make_detector(config, train_det.load_train(config), Console(quiet=True)).eval()
+    detector = detection.make_detector(config, detection.load_train(config), Console(quiet=True)).eval()
     pixels = torch.randn(1, 3, 96, 64)
     with torch.inference_mode():
-        wanted, found = net.eval().all_levels(pixels), detector.backbone(pixels)
-    assert list(found) == ["c2", "c3", "c4", "c5"]
-    assert all(torch.equal(found[level], wanted[level]) for level in found)
+        expected, features = net.eval().all_levels(pixels), detector.backbone(pixels)
+    assert list(features) == ["c2", "c3", "c4", "c5"]
+    assert all(torch.equal(features[level], expected[level]) for level in features)
 
 
-def test_another_net_is_refused_and_the_papers_stride_is_adopted(
+def test_a_run_of_another_net_is_refused_and_the_stride_placement_is_that_of_the_run(
     run: Path, cls_yaml: Path, tmp_path: Path, call: Call
 ) -> None:
     with pytest.raises(ValueError, match=r"do not fit|Another depth"):
@@ -233,8 +250,8 @@ def test_another_net_is_refused_and_the_papers_stride_is_adopted(
         build_backbone(replace(RESNETS["resnet50"], stride_on="3x3"), weights=tmp_path / "r50")
 
 
-def test_a_plain_net_keeps_its_kind_through_files(cls_yaml: Path, tmp_path: Path, call: Call) -> None:
-    """Its tensors are those of its residual twin: the certificate tells them apart, and the fingerprint notices."""
+def test_a_plain_net_stays_plain_in_files(cls_yaml: Path, tmp_path: Path, call: Call) -> None:
+    """Its tensors have the names and shapes of the residual net: metadata and fingerprint tell them apart."""
     sets = ("model=plain20_cifar", "schedule={iters: 2}", f"out={tmp_path / 'run'}")
     assert call(train_cls, cls_yaml, *(part for one in sets for part in ("--set", one))).code == 0
     out = tmp_path / "plain.safetensors"
@@ -245,15 +262,15 @@ def test_a_plain_net_keeps_its_kind_through_files(cls_yaml: Path, tmp_path: Path
     assert (
         said.code == 0 and f"top-1 {json.loads((tmp_path / 'run' / 'scores.json').read_text())['top1']} 18" in said.out
     )
-    content = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
+    content: Any = read_file(tmp_path / "run" / "model.safetensors")
     content["meta"]["net"]["spec"]["block"] = "BasicBlock"
-    torch.save(content, tmp_path / "forged.pt")
+    save_atomically(content, tmp_path / "forged.safetensors")
     with pytest.raises(CertificateMismatch, match="c2 is the first stage"):
-        load_weights(ResNetClassifier("resnet20_cifar", num_classes=3), tmp_path / "forged.pt")
+        load_weights(ResNetClassifier("resnet20_cifar", num_classes=3), tmp_path / "forged.safetensors")
 
 
 @pytest.mark.parametrize(
-    ("sets", "wanted"),
+    ("sets", "message"),
     [
         (["model=resnet20_cifr"], "no ResNet is called 'resnet20_cifr': did you mean 'resnet20_cifar'"),
         (["model.nett=resnet18"], "model.nett: no such setting: did you mean 'net'"),
@@ -262,32 +279,30 @@ def test_a_plain_net_keeps_its_kind_through_files(cls_yaml: Path, tmp_path: Path
             ["input.crop_px=60", "input.test_short_side_px=null"],
             "is 44x40, padded by 2 px: too small for a crop of 60 px",
         ),
-        (["input.short_side_px=[40, 36]"], "short_side_px=[40, 36]: give from and to, at least crop_px=32"),
-        (["input.short_side_px=[20, 36]"], "short_side_px=[20, 36]: give from and to, at least crop_px=32"),
+        (["input.short_side_px=[40, 36]"], "short_side_px=[40, 36]: give the smallest and the largest side"),
+        (["input.short_side_px=[20, 36]"], "20 + 2 * 2 px, must be at least crop_px=32"),
         (["input.test_short_side_px=30"], "test_short_side_px=30 is smaller than crop_px=32"),
         (["model.norm=frozen_bn"], "model.norm=frozen_bn without weights freezes initial values"),
         (["model.stride_on=1x1"], "stride_on='1x1' needs a bottleneck"),
-        (["eval.views=5-crop"], "eval.views: got '5-crop'"),
+        (["eval.crops=5-crop"], "eval.crops: got '5-crop'"),
         (["weights=/nowhere/a.pth"], "no weights at /nowhere/a.pth"),
         (["data.train=null"], "nothing to train on: set data.train.images"),
         (["data.train.images=/nowhere"], "no images at /nowhere"),
         (["data.train.part=tset"], "no folder 'tset'"),
-        (["data.val.part=test/down"], "one folder a class is wanted"),
+        (["data.val.part=test/down"], "expected one folder per class"),
         (["train.group_by_aspect=true"], "train.group_by_aspect: no such setting"),
-        (["schedule.kind=plateau", "data.val=null"], "waits for scores: set data.val"),
+        (["schedule.kind=plateau", "data.val=null"], "needs scores: set data.val"),
     ],
 )
-def test_what_cannot_be_done_is_an_error_without_a_traceback(
-    sets: list[str], wanted: str, cls_yaml: Path, tmp_path: Path, call: Call
+def test_wrong_settings_are_errors_without_a_traceback(
+    sets: list[str], message: str, cls_yaml: Path, tmp_path: Path, call: Call
 ) -> None:
     said = call(train_cls, cls_yaml, *(p for one in (f"out={tmp_path / 'x'}", *sets) for p in ("--set", one)))
     assert said.code == 2
-    assert said.err.startswith("error: ") and wanted in said.err and "Traceback" not in said.err
+    assert said.err.startswith("error: ") and message in said.err and "Traceback" not in said.err
 
 
-def test_wrong_files_are_errors_of_the_other_commands_too(
-    run: Path, cls_yaml: Path, tmp_path: Path, call: Call
-) -> None:
+def test_wrong_files_are_errors_of_eval_cls_and_analyse(run: Path, cls_yaml: Path, tmp_path: Path, call: Call) -> None:
     broken = tmp_path / "broken"
     (broken / "test" / "across").mkdir(parents=True)
     (broken / "test" / "across" / "a.png").write_text("no image")
@@ -296,14 +311,14 @@ def test_wrong_files_are_errors_of_the_other_commands_too(
     Image.new("RGB", (40, 40)).save(others / "cat" / "a.png")
     index = tmp_path / "index.json"
     index.write_text('{"across": 0, "down": 1, "plain": 2}')
-    for module, arguments, wanted in [
+    for module, arguments, message in [
         (eval_cls, [tmp_path / "nothing.pt", cls_yaml], "no weights at"),
         (eval_cls, [run / "checkpoints" / "last.pt"], "name a CONFIG after the weights"),
         (eval_cls, [tmp_path], "no configuration at"),
         (
             eval_cls,
             [run, "--set", f"data.val={{images: {others}, part: ''}}"],
-            "knows 3 classes (across, down, plain ...), the data has 1",
+            "has 3 classes (across, down, plain), the data has 1 class (cat): score it on images",
         ),
         (
             eval_cls,
@@ -312,16 +327,17 @@ def test_wrong_files_are_errors_of_the_other_commands_too(
         ),
         (eval_cls, [run, "--set", "data.val=null"], "nothing to score on: set data.val.images"),
         (analyse, ["curves", "--out", tmp_path], "curves needs the folders of runs"),
-        (analyse, ["curves", tmp_path, "--out", tmp_path], "name folders that train_cls.py wrote"),
+        (analyse, ["curves", tmp_path, "--out", tmp_path], "name folders that tools/train_cls.py wrote"),
         (analyse, ["responses", "resnet20_cifar=a.th", "--out", tmp_path], "resnet20_cifar=a.th needs --config"),
         (analyse, ["curves", run, "--set", "train.seed=1", "--out", tmp_path], "--set are for responses"),
         (analyse, ["counts", "resnet19", "--out", tmp_path], "no ResNet is called 'resnet19'"),
+        (analyse, ["responses", run, "--images", "0", "--out", tmp_path], "images=0: measure on at least one"),
     ]:
         said = call(module, *arguments)
-        assert said.code == 2 and said.err.startswith("error: ") and wanted in said.err, (arguments, said)
+        assert said.code == 2 and said.err.startswith("error: ") and message in said.err, (arguments, said)
 
 
-def test_the_analyses_write_plots_and_their_data(run: Path, tmp_path: Path, call: Call) -> None:
+def test_analyses_write_plots_and_their_data(run: Path, tmp_path: Path, call: Call) -> None:
     assert "final figures" in call(analyse, "curves", run, "--out", tmp_path).out
     curve = json.loads((tmp_path / "curves.json").read_text())["resnet20_cifar_b"][0]
     logged = [line for line in lines(run) if line["kind"] == "train"]
@@ -330,98 +346,10 @@ def test_the_analyses_write_plots_and_their_data(run: Path, tmp_path: Path, call
     for what, more in (("responses", []), ("gradients", []), ("gradients", ["--initial"])):
         assert call(analyse, what, run, "--out", tmp_path, "--images", 24, *more).code == 0
         name = f"{what}{'_initial' if more else ''}"
-        found = json.loads((tmp_path / f"{name}.json").read_text())
-        assert len(found["mean"]["resnet20_cifar_b"]) == 19
-        assert all(value > 0 for value in found["mean"]["resnet20_cifar_b"].values())
+        mean = json.loads((tmp_path / f"{name}.json").read_text())["mean"]["resnet20_cifar_b"]
+        assert len(mean) == 19
+        assert all(value > 0 for value in mean.values())
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert picture.width > 1000
     assert call(analyse, "counts", "resnet50", "plain20_cifar", "--out", tmp_path).code == 0
     assert [row["net"] for row in json.loads((tmp_path / "counts.json").read_text())] == ["resnet50", "plain20_cifar"]
-
-
-@pytest.fixture(scope="session")
-def cifar(shared: Path) -> tuple[str, ...]:
-    """Settings that read the shared CIFAR-10."""
-    archive = shared / "data" / "cifar10-jpeg.zip"
-    return (
-        f"data.train={{images: {archive}, part: train}}",
-        f"data.val={{images: {archive}, part: test}}",
-        "data.keep_decoded=true",
-    )
-
-
-def test_the_deeper_published_net_responds_less(
-    shared: Path, cifar: tuple[str, ...], tmp_path: Path, call: Call
-) -> None:
-    """The paper, figure 7: each layer of ResNet-56 changes its signal less than one of ResNet-20."""
-    files = shared / "weights" / "cifar"
-    published = f"resnet20_cifar={files / 'resnet20-12fca82f.th'}", f"resnet56_cifar={files / 'resnet56-4bfd9763.th'}"
-    settings = [word for setting in cifar for word in ("--set", setting)]
-    config = ROOT / "configs" / "cifar_paper.yaml"
-    said = call(analyse, "responses", *published, "--config", config, "--images", 128, "--out", tmp_path, *settings)
-    assert said.code == 0, said.err
-    mean = json.loads((tmp_path / "responses.json").read_text())["mean"]
-    shallow, deep = (np.array(list(mean[net].values())) for net in ("resnet20_cifar", "resnet56_cifar"))
-    assert (len(shallow), len(deep)) == (19, 55)
-    assert deep.mean() < 0.75 * shallow.mean() and np.median(deep) < 0.75 * np.median(shallow)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("file", "depth", "top1"), [("resnet20-12fca82f.th", 20, 8103), ("resnet56-4bfd9763.th", 56, 8320)]
-)
-def test_cifar_counts_are_the_stated_ones(
-    file: str, depth: int, top1: int, shared: Path, cifar: tuple[str, ...], call: Call, tmp_path: Path
-) -> None:
-    sets = [p for one in (*cifar, f"model=resnet{depth}_cifar") for p in ("--set", one)]
-    weights = shared / "weights" / "cifar" / file
-    assert call(eval_cls, weights, ROOT / "configs" / "cifar_paper.yaml", "--out", tmp_path, *sets).code == 0
-    assert json.loads((tmp_path / "scores.json").read_text())["top1"] == pytest.approx(top1, abs=3)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "top1", "top5"), [("resnet18", 375, 459), ("resnet50", 405, 474)])
-def test_imagenet_counts_are_the_stated_ones(
-    name: str, top1: int, top5: int, shared: Path, imagenet_weights: Path, call: Call, tmp_path: Path
-) -> None:
-    sample = shared / "data" / "imagenet-sample"
-    sets = (
-        f"model={name}", "weights_source=torchvision", "eval.batch_size=20",
-        f"data.val={{images: {sample}, class_index: {sample / 'wnid_to_index.json'}}}",
-    )  # fmt: skip
-    arguments = [p for one in sets for p in ("--set", one)]
-    weights = imagenet_weights / f"{name}-imagenet.pth"
-    assert call(eval_cls, weights, ROOT / "configs" / "imagenet_paper.yaml", "--out", tmp_path, *arguments).code == 0
-    found = json.loads((tmp_path / "scores.json").read_text())
-    assert found["top1"] == pytest.approx(top1, abs=2) and found["top5"] == pytest.approx(top5, abs=2)
-
-
-def accuracy(net: ResNetClassifier, config: ClassifierRunConfig) -> float:
-    data = eval_cls.load_val(config)
-    found, labels = eval_cls.predict(net, data, config, quiet=True)
-    assert len(labels) == 1000
-    return 1 - score_labels(found, labels, data.class_names).error
-
-
-@pytest.mark.parametrize("name", ["resnet20_cifar", "plain20_cifar", "resnet20_cifar_c", "resnet18"])
-def test_untrained_nets_are_at_chance(name: str, cifar: tuple[str, ...]) -> None:
-    config = load_config(ROOT / "configs" / "cifar_paper.yaml", (*cifar, "data.val.max_images=1000"))
-    net = ResNetClassifier(name, num_classes=10)
-    assert accuracy(net, config) == pytest.approx(0.1, abs=CHANCE)
-
-
-@pytest.mark.slow
-def test_shuffled_labels_teach_nothing_about_the_test_set(cifar: tuple[str, ...], tmp_path: Path, call: Call) -> None:
-    """Sixty steps on 960 images: with their own labels the score leaves chance, with shuffled ones it does not."""
-    found = {}
-    for shuffled in ("false", "true"):
-        sets = (
-            *cifar, f"data.shuffle_labels={shuffled}", f"out={tmp_path / shuffled}", "data.train.max_images=960",
-            "data.val.max_images=1000", "data.workers=0", "schedule={iters: 60, warmup_iters: 0}",
-            "train.batch_size=64", "eval.every_epochs=null",
-        )  # fmt: skip
-        said = call(train_cls, ROOT / "configs" / "cifar_paper.yaml", *(p for one in sets for p in ("--set", one)))
-        assert said.code == 0, said.err
-        found[shuffled] = json.loads((tmp_path / shuffled / "scores.json").read_text())["top1_accuracy"]
-    assert found["true"] == pytest.approx(0.1, abs=CHANCE)
-    assert found["false"] > 0.1 + 2 * CHANCE

@@ -1,4 +1,4 @@
-"""Two processes with one image each train the detector that one process trains with both."""
+"""Training in two processes with one image each gives the same detector as one process with both."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import torch
 from rich.console import Console
 
 from heads.files import load_detector
-from tools import train_det
 from tools.config.detection import load_config
+from tools.jobs import detection
 
 ROOT = Path(__file__).resolve().parents[2]
-# nothing is random: no flip, one size, every anchor and proposal sampled; a norm that does not look at the batch
+# nothing is random: no flip, one size, every anchor and proposal sampled, a norm without batch statistics
 SETS = (
     "model.norm=gn",
     "model.rpn.samples_per_image=100000",
@@ -33,20 +33,20 @@ SETS = (
 
 def train(launcher: list[str], config: Path, out: Path, *more: str) -> dict[str, torch.Tensor]:
     sets = [part for one in (*SETS, f"out={out}", *more) for part in ("--set", one)]
-    command = [sys.executable, *launcher, "tools/train_det.py", str(config), *sets]
+    command = [sys.executable, *launcher, "tools/detection.py", str(config), *sets]
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     processes = 2 if launcher else 1
     assert f"{processes} process(es)" in done.stdout
-    return load_detector(out / "checkpoints" / "last.pt")[0].state_dict()
+    return load_detector(out)[0].state_dict()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
-def test_two_processes_train_what_one_trains(tiny_yaml: Path, tiny_shapes: Path, tmp_path: Path) -> None:
+def test_two_processes_train_the_same_weights_as_one(tiny_yaml: Path, tiny_shapes: Path, tmp_path: Path) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    # of one size: a batch pads its images to the largest, and the padding is background to learn from too
+    # images of one size: a batch is padded to its largest image, and anchors on the padding are negative examples
     content = json.loads((tiny_shapes / "annotations" / "instances_train.json").read_text())
     content["images"] = [image for image in content["images"] if image["width"] == image["height"]]
     square = {image["id"] for image in content["images"]}
@@ -57,19 +57,19 @@ def test_two_processes_train_what_one_trains(tiny_yaml: Path, tiny_shapes: Path,
     two = train(launcher, tiny_yaml, tmp_path / "two", same)
     config = load_config(tmp_path / "one" / "config.yaml")
     torch.manual_seed(config.train.seed)
-    start = train_det.make_detector(config, train_det.load_train(config), Console(quiet=True)).state_dict()
+    start = detection.make_detector(config, detection.load_train(config), Console(quiet=True)).state_dict()
     assert start.keys() == one.keys() == two.keys()
     moved = 0
     for key, before in start.items():
-        way = float((one[key] - before).abs().max())
+        change = float((one[key] - before).abs().max())
         rounding = 2e-7 * float(before.abs().max())
-        # against the way that the weight went: a share of the weight itself would forgive any step this short
-        assert float((two[key] - one[key]).abs().max()) <= 2e-3 * way + rounding, key
-        moved += way > 20 * rounding
+        # relative to the change: two steps are short, and a tolerance relative to the weight would hide any error
+        assert float((two[key] - one[key]).abs().max()) <= 2e-3 * change + rounding, key
+        moved += change > 20 * rounding
     assert moved > 0.8 * len(start)
-    # both scored, on all validation images
-    found = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
+    # both are scored on all validation images
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
     scores = [json.loads((tmp_path / name / "scores.json").read_text()) for name in ("one", "two")]
-    assert len(found[0]) == len(found[1]) > 20
-    assert {r["image_id"] for r in found[0]} == {r["image_id"] for r in found[1]}
+    assert len(results[0]) == len(results[1]) > 20
+    assert {r["image_id"] for r in results[0]} == {r["image_id"] for r in results[1]}
     assert scores[0]["bbox"]["AP"] == pytest.approx(scores[1]["bbox"]["AP"], abs=1e-3)

@@ -1,1 +1,1 @@
-"""Data sets: making them, reading them, and feeding them to the detectors."""
+"""Data sets: generation, reading, augmentation and loading, for detectors and classifiers."""

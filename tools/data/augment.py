@@ -1,8 +1,8 @@
-"""Augmentation by albumentations, on image, boxes and outlines together.
+"""Augmentation of an image with its boxes and masks: horizontal flip and multi-scale resize, by albumentations.
 
-Coordinates: albumentations flips points as pixel centres (x -> W - 1 - x) but boxes as edges (x -> W - x). Polygon
-vertices are edges too, so they travel half a pixel lower and come back: otherwise every flip would move a mask by one
-pixel against its box.
+Coordinates: albumentations flips keypoints as pixel centres (x -> W - 1 - x) but boxes as edges (x -> W - x). Polygon
+vertices are edges too. They are shifted by -0.5 px before the transforms and by +0.5 px after them; without the shift,
+a flip would move each mask by one pixel relative to its box.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network for a newer version
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it would look for a newer version online
 import albumentations as A
 import cv2
 import numpy as np
@@ -26,44 +26,65 @@ from .coco import ImageRecord
 
 
 class ShortSide(A.DualTransform):
-    """Brings the short side to one of `short_side_px`, drawn anew each time, with a cap on the long side, by the resize
-    that inference uses."""
+    """Resize the short side to a length drawn from a list, with a limit on the long side.
+
+    The resize is the one used for inference (`heads.images.resize`).
+    """
 
     def __init__(self, short_side_px: Sequence[int], long_side_px: int, how: str) -> None:
+        """Create the transform; it is always applied.
+
+        Args:
+            short_side_px: lengths to draw from, pixels; one is drawn for each image.
+            long_side_px: maximum length of the long side, pixels.
+            how: interpolation, as `Preprocess.resize`.
+        """
         super().__init__(p=1.0)
         self.how = how
         self.short_side_px, self.long_side_px = tuple(short_side_px), long_side_px
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """Draw the short side; called by albumentations once per image."""
         height, width = params["shape"][:2]
-        # not py_random: each transform's is seeded alike, so that the size would follow from the flip's own draw
-        short = int(self.random_generator.choice(self.short_side_px))
-        now = ImageSize(height=height, width=width)
-        size = resized_size(now, short_side_px=short, long_side_px=self.long_side_px, how=self.how)
-        return {"now": now, "size": size}
+        # not py_random: albumentations gives it the same seed in every transform, so size and flip would be correlated
+        short_side_px = int(self.random_generator.choice(self.short_side_px))
+        original = ImageSize(height=height, width=width)
+        size = resized_size(original, short_side_px=short_side_px, long_side_px=self.long_side_px, how=self.how)
+        return {"original": original, "size": size}
 
     def apply(self, img: np.ndarray, size: ImageSize, **params: Any) -> np.ndarray:
+        """Resize the image."""
         return resize(img, size, how=self.how)
 
     def apply_to_mask(self, mask: np.ndarray, size: ImageSize, **params: Any) -> np.ndarray:
+        """Resize a mask, by nearest neighbour."""
         return cv2.resize(mask, (size.width, size.height), interpolation=cv2.INTER_NEAREST_EXACT)
 
     def apply_to_bboxes(self, bboxes: np.ndarray, **params: Any) -> np.ndarray:
-        return bboxes  # fractions of the image
+        """Return the boxes unchanged: albumentations passes them as fractions of the image."""
+        return bboxes
 
-    def apply_to_keypoints(self, keypoints: np.ndarray, now: ImageSize, size: ImageSize, **params: Any) -> np.ndarray:
-        scale = np.array([size.width / now.width, size.height / now.height])
-        moved = keypoints.copy()
-        moved[:, :2] = (keypoints[:, :2] + 0.5) * scale - 0.5
-        return moved
+    def apply_to_keypoints(
+        self, keypoints: np.ndarray, original: ImageSize, size: ImageSize, **params: Any
+    ) -> np.ndarray:
+        """Scale keypoints, which are relative to pixel centres."""
+        scale = np.array([size.width / original.width, size.height / original.height])
+        resized = keypoints.copy()
+        resized[:, :2] = (keypoints[:, :2] + 0.5) * scale - 0.5
+        return resized
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Flip and multi-scale resize. What is drawn is a function of the seed given to each call, and of nothing else.
+    """Random horizontal flip and multi-scale resize. The result depends only on the arguments of the call.
 
-    masks: carry outlines; an image whose objects are all polygons keeps polygons, one with any RLE gets bitmaps.
-    resize: as `Preprocess.resize`.
+    Attributes:
+        short_side_px: lengths to draw the short side from, pixels.
+        long_side_px: maximum length of the long side, pixels.
+        flip_probability: probability of a horizontal flip.
+        masks: whether targets have masks: `PolygonMasks` if all objects of the image are polygons, `BitMasks` if any
+            of them is an RLE.
+        resize: interpolation, as `Preprocess.resize`.
     """
 
     short_side_px: tuple[int, ...]
@@ -73,33 +94,42 @@ class Augment:
     resize: str = "pillow"
 
     def __call__(self, image: np.ndarray, record: ImageRecord, seed: int) -> tuple[torch.Tensor, Targets]:
-        """image: (H, W, 3) uint8 -> (3, h, w) uint8 (float32 where `resize` is "torch") and its targets."""
-        polygonal = all(isinstance(s, list) for s in record.segmentations)
-        flat = [polygons_from(s) for s in record.segmentations] if self.masks and polygonal else []
-        vertices = [polygon for polygons in flat for polygon in polygons]
-        data: dict[str, Any] = {
+        """Augment one image.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            record: the image's annotations; R objects.
+            seed: seed of the flip and of the size.
+
+        Returns:
+            The image, (3, h, w) uint8 (float32 if `resize` is "torch"), and its targets with R boxes.
+        """
+        has_polygons = all(isinstance(segmentation, list) for segmentation in record.segmentations)
+        objects = [polygons_from(s) for s in record.segmentations] if self.masks and has_polygons else []
+        vertices = [polygon for polygons in objects for polygon in polygons]
+        inputs: dict[str, Any] = {
             "image": image,
             "bboxes": record.boxes,
             "rows": np.arange(len(record.boxes)),
             "keypoints": np.concatenate(vertices) - 0.5 if vertices else np.zeros((0, 2)),
         }
-        if self.masks and not polygonal:
+        if self.masks and not has_polygons:
             size = record.size
-            data["masks"] = [
+            inputs["masks"] = [
                 decode_segmentation(s, size.height, size.width).astype(np.uint8) for s in record.segmentations
             ]
         pipeline = self._pipeline()
         pipeline.set_random_seed(seed)
-        out = pipeline(**data)
-        rows = np.asarray(out["rows"], dtype=np.int64)
+        outputs = pipeline(**inputs)
+        rows = np.asarray(outputs["rows"], dtype=np.int64)
         masks: PolygonMasks | BitMasks | None = None
-        if self.masks and polygonal:
-            masks = _regroup(np.asarray(out["keypoints"], dtype=np.float64).reshape(-1, 2) + 0.5, flat, rows)
+        if self.masks and has_polygons:
+            masks = _regroup(np.asarray(outputs["keypoints"], dtype=np.float64).reshape(-1, 2) + 0.5, objects, rows)
         elif self.masks:
-            masks = BitMasks(torch.from_numpy(np.stack(out["masks"])[rows].astype(bool)))
-        boxes = torch.from_numpy(np.asarray(out["bboxes"], dtype=np.float32).reshape(-1, 4))
+            masks = BitMasks(torch.from_numpy(np.stack(outputs["masks"])[rows].astype(bool)))
+        boxes = torch.from_numpy(np.asarray(outputs["bboxes"], dtype=np.float32).reshape(-1, 4))
         targets = Targets(boxes, torch.from_numpy(record.labels[rows]), masks)
-        return torch.from_numpy(np.ascontiguousarray(out["image"].transpose(2, 0, 1))), targets
+        return torch.from_numpy(np.ascontiguousarray(outputs["image"].transpose(2, 0, 1))), targets
 
     def _pipeline(self) -> A.Compose:
         return A.Compose(
@@ -109,9 +139,9 @@ class Augment:
         )
 
 
-def _regroup(vertices: np.ndarray, before: Sequence[tuple[np.ndarray, ...]], rows: np.ndarray) -> PolygonMasks:
-    """All vertices in one array -> the polygons they came from, for the objects that are left."""
-    cuts = np.cumsum([len(polygon) for polygons in before for polygon in polygons])
-    moved = iter(np.split(vertices, cuts[:-1]))
-    objects = [tuple(next(moved) for _ in polygons) for polygons in before]
-    return PolygonMasks(tuple(objects[row] for row in rows))
+def _regroup(vertices: np.ndarray, objects: Sequence[tuple[np.ndarray, ...]], rows: np.ndarray) -> PolygonMasks:
+    """Split concatenated vertices (V, 2) into the polygons of `objects`, and keep the objects in `rows`."""
+    ends = np.cumsum([len(polygon) for polygons in objects for polygon in polygons])
+    polygons = iter(np.split(vertices, ends[:-1]))
+    regrouped = [tuple(next(polygons) for _ in original) for original in objects]
+    return PolygonMasks(tuple(regrouped[row] for row in rows))

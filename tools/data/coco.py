@@ -1,14 +1,14 @@
-"""COCO-format folders of any categories: the door where category ids become labels 0..K-1.
+"""Data sets in COCO's format, with any categories. Category ids become labels 0..K-1 here.
 
-Glossary: R objects of one image, K categories (sorted by id, so that a label's meaning does not depend on the file's
-order). What is dropped on the way in is counted by reason, never lost silently.
+Glossary: R objects of one image, K categories. Labels follow the sorted category ids, so that they do not depend on the
+order of the file. Everything that is dropped is counted by reason.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from heads.structures import ImageSize
 from resnet_backbone.errors import MissingFile, UserError
 
-NEEDED = {
+REQUIRED_KEYS = {
     "images": ("id", "file_name", "height", "width"),
     "annotations": ("image_id", "category_id", "bbox"),
     "categories": ("id", "name"),
@@ -26,13 +26,23 @@ NEEDED = {
 
 
 class BadAnnotations(UserError, ValueError):
-    """An annotation file that cannot be used; the message says where and what to mend."""
+    """An annotation file that cannot be used. The message says where the mistake is and how to fix it."""
 
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One image: boxes (R, 4) float64 xyxy clipped to the image, labels (R,) int64, segmentations R of COCO's own
-    form (polygons or RLE). Crowds are not among them."""
+    """One image with its R objects; crowds are not among them.
+
+    Attributes:
+        image_id: COCO's image id.
+        path: image file.
+        size: size in the annotation file; the upright image must have it.
+        boxes: (R, 4) float64 xyxy, pixels, clipped to the image.
+        labels: (R,) int64, 0..K-1.
+        segmentations: R segmentations as in the file (polygons or RLE); None for an object without one, which only
+            data read without masks can have.
+        crowds: number of crowd annotations left out.
+    """
 
     image_id: int
     path: Path
@@ -45,7 +55,14 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class CocoData:
-    """The images of a split, sorted by id; label l is category_ids[l] and class_names[l]."""
+    """A split of a data set.
+
+    Attributes:
+        records: images, sorted by id.
+        category_ids: K ids; label l is the category `category_ids[l]`.
+        class_names: K names, in the order of the labels.
+        dropped: number of dropped images and annotations, by reason.
+    """
 
     records: tuple[ImageRecord, ...]
     category_ids: tuple[int, ...]
@@ -53,7 +70,13 @@ class CocoData:
     dropped: Mapping[str, int]
 
     def summary(self) -> dict[str, Any]:
-        """Counts for people, before training: images, boxes, categories, sizes, and what was dropped."""
+        """Count images, boxes, categories and dropped annotations, to print before training.
+
+        Returns:
+            Counts "images", "images_without_boxes", "boxes" and "crowds"; "dropped" {reason: count}; "box_sizes"
+            {"small", "medium", "large": count}, by COCO's areas of 32^2 and 96^2 px; "categories" {name: count};
+            "image_sizes" {"min", "median", "max": "WxH"}, by area.
+        """
         labels = np.concatenate([r.labels for r in self.records] or [np.zeros(0, int)])
         areas = [float((b[2] - b[0]) * (b[3] - b[1])) for r in self.records for b in r.boxes]
         sizes = sorted((r.size.width * r.size.height, f"{r.size.width}x{r.size.height}") for r in self.records)
@@ -87,55 +110,62 @@ def load_coco(
     keep_empty: bool = True,
     skip_missing: bool = False,
 ) -> CocoData:
-    """Read a split. Crowds are kept out; boxes are clipped to their image, and dropped with a count where a side is
-    not larger than min_box_px, where they are not finite, or (masks) where no outline is left to learn from.
+    """Read a split. Boxes are clipped to their image; crowds are left out.
 
-    keep_empty: keep images without boxes. skip_missing: leave out images whose file is missing instead of raising.
-    Raises FileNotFoundError, `BadAnnotations`.
+    Args:
+        images: folder of the images.
+        annotations: COCO instances file.
+        masks: drop objects without a usable segmentation.
+        min_box_px: drop boxes with a side of this length or less, pixels. Boxes that are not finite are always dropped.
+        keep_empty: keep images without boxes.
+        skip_missing: drop images without a file instead of raising `MissingFile`.
+
+    Returns:
+        The images, sorted by id, with the counts of what was dropped.
+
+    Raises:
+        MissingFile: the annotation file, the folder or an image does not exist.
+        BadAnnotations: the annotation file is not valid, or no image is left.
     """
     content = _read(annotations)
     if not images.is_dir():
         raise MissingFile(f"no image folder at {images}: check data.*.images")
-    categories = sorted(content["categories"], key=lambda c: c["id"])
-    ids = [c["id"] for c in categories]
-    for part, numbers in (("category", ids), ("image", [image["id"] for image in content["images"]])):
-        if repeated := [i for i, n in Counter(numbers).items() if n > 1]:
-            raise BadAnnotations(f"{annotations}: {part} ids repeat: {repeated[:5]}: give each {part} an id of its own")
-    label_of = {category_id: label for label, category_id in enumerate(ids)}
-    by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    known = {image["id"] for image in content["images"]}
-    for annotation in content["annotations"]:
-        if annotation["image_id"] not in known or annotation["category_id"] not in label_of:
-            raise BadAnnotations(
-                f"{annotations}: annotation {annotation.get('id')} names image {annotation['image_id']} and category "
-                f"{annotation['category_id']}, one of which the file does not list: add it or remove the annotation"
-            )
-        by_image[annotation["image_id"]].append(annotation)
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    category_ids = [category["id"] for category in categories]
+    _check_unique(annotations, "category", category_ids)
+    _check_unique(annotations, "image", (image["id"] for image in content["images"]))
+    label_of = {category_id: label for label, category_id in enumerate(category_ids)}
+    by_image = _group_by_image(annotations, content, label_of)
     dropped: Counter[str] = Counter()
     records = []
-    for image in sorted(content["images"], key=lambda i: i["id"]):
-        path = images / image["file_name"]
-        if not path.is_file():
-            if not skip_missing:
-                raise MissingFile(
-                    f"{annotations.name} lists {path}, which is missing: add it, or set data.on_bad_image: skip"
-                )
-            dropped["image file missing"] += 1
-            continue
+    for image, path in _existing_images(annotations, images, content, skip_missing, dropped):
         record = _record(image, path, by_image[image["id"]], label_of, masks, min_box_px, dropped)
         if len(record.boxes) or keep_empty:
             records.append(record)
         else:
             dropped["image without boxes"] += 1
     if not records:
-        raise BadAnnotations(f"{annotations}: no image is left to use (dropped: {dict(dropped)})")
-    return CocoData(tuple(records), tuple(ids), tuple(str(c["name"]) for c in categories), dict(dropped))
+        raise BadAnnotations(
+            f"{annotations}: no image is left to use (dropped: {dict(dropped)}): correct the annotations or the paths, "
+            "or keep images without boxes (data.empty_images: keep)"
+        )
+    class_names = tuple(str(category["name"]) for category in categories)
+    return CocoData(tuple(records), tuple(category_ids), class_names, dict(dropped))
 
 
 def restrict(data: CocoData, *, objects: tuple[int, int] | None, max_images: int | None) -> CocoData:
-    """Only images with objects[0] to objects[1] objects, and only the first max_images of them by id.
+    """Select images by their number of objects, then the first ones by id.
 
-    Raises `BadAnnotations` where none is left.
+    Args:
+        data: a split.
+        objects: smallest and largest number of objects; None for any number.
+        max_images: maximum number of images; None for all.
+
+    Returns:
+        A copy with the selected images.
+
+    Raises:
+        BadAnnotations: no image has such a number of objects.
     """
     low, high = objects or (0, max((len(r.boxes) for r in data.records), default=0))
     records = [r for r in data.records if low <= len(r.boxes) <= high][:max_images]
@@ -145,22 +175,63 @@ def restrict(data: CocoData, *, objects: tuple[int, int] | None, max_images: int
 
 
 def _read(annotations: Path) -> dict[str, Any]:
+    """Read an annotation file and check that its entries have the required keys."""
     if not annotations.is_file():
         raise MissingFile(f"no annotations at {annotations}: check data.*.annotations")
     try:
         content = json.loads(annotations.read_text())
     except json.JSONDecodeError as error:
-        raise BadAnnotations(f"{annotations} is not whole JSON ({error}): copy or download it again") from error
-    missing = [
-        key for key in ("images", "annotations", "categories") if not isinstance(content, dict) or key not in content
-    ]
-    if missing:
-        raise BadAnnotations(f"{annotations} lacks {missing}: it must be a COCO instances file")
-    for part, keys in NEEDED.items():
+        raise BadAnnotations(
+            f"{annotations} is not complete JSON ({error}): copy it or download it again, or give a COCO instances file"
+        ) from error
+    missing_parts = [part for part in REQUIRED_KEYS if not isinstance(content, dict) or part not in content]
+    if missing_parts:
+        raise BadAnnotations(f"{annotations} lacks {missing_parts}: give a COCO instances file")
+    for part, keys in REQUIRED_KEYS.items():
         for entry in content[part]:
-            if lacking := [key for key in keys if entry.get(key) is None]:
-                raise BadAnnotations(f"{annotations}: an entry of {part} lacks {lacking}: {str(entry)[:100]}")
+            if missing_keys := [key for key in keys if entry.get(key) is None]:
+                raise BadAnnotations(
+                    f"{annotations}: an entry of {part} lacks {missing_keys}: add them to {str(entry)[:100]}"
+                )
     return content
+
+
+def _check_unique(annotations: Path, part: str, ids: Iterable[int]) -> None:
+    if repeated := [i for i, count in Counter(ids).items() if count > 1]:
+        raise BadAnnotations(f"{annotations}: {part} ids repeat: {repeated[:5]}: give each {part} a unique id")
+
+
+def _group_by_image(
+    annotations: Path, content: Mapping[str, Any], label_of: Mapping[int, int]
+) -> dict[int, list[Mapping[str, Any]]]:
+    """Annotations by image id; raises if an annotation refers to an image or a category that is not listed."""
+    image_ids = {image["id"] for image in content["images"]}
+    by_image: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+    for annotation in content["annotations"]:
+        image_id, category_id = annotation["image_id"], annotation["category_id"]
+        if image_id not in image_ids or category_id not in label_of:
+            raise BadAnnotations(
+                f"{annotations}: annotation {annotation.get('id')} refers to image {image_id} and category "
+                f"{category_id}, but the file does not list both: add the missing one or remove the annotation"
+            )
+        by_image[image_id].append(annotation)
+    return by_image
+
+
+def _existing_images(
+    annotations: Path, images: Path, content: Mapping[str, Any], skip_missing: bool, dropped: Counter[str]
+) -> Iterator[tuple[Mapping[str, Any], Path]]:
+    """Images by id, with their files; counts missing files in `dropped` or raises."""
+    for image in sorted(content["images"], key=lambda image: image["id"]):
+        path = images / image["file_name"]
+        if path.is_file():
+            yield image, path
+        elif skip_missing:
+            dropped["image file missing"] += 1
+        else:
+            raise MissingFile(
+                f"{annotations.name} lists {path}, which is missing: add it, or set data.on_bad_image: skip"
+            )
 
 
 def _record(
@@ -172,6 +243,7 @@ def _record(
     min_box_px: float,
     dropped: Counter[str],
 ) -> ImageRecord:
+    """One image's record; counts what it drops in `dropped`."""
     size = ImageSize(height=int(image["height"]), width=int(image["width"]))
     boxes, labels, segmentations, crowds = [], [], [], 0
     for annotation in annotations:
@@ -180,20 +252,20 @@ def _record(
             continue
         x, y, w, h = (float(v) for v in annotation["bbox"])
         corners = np.array([x, y, x + w, y + h])
-        finite = np.isfinite(corners).all()  # asked before clipping, which would make an infinity a side of the image
+        is_finite = np.isfinite(corners).all()  # before clipping, which moves infinite corners to the image's edges
         corners[0::2] = corners[0::2].clip(0, size.width)
         corners[1::2] = corners[1::2].clip(0, size.height)
-        outline = _usable(annotation.get("segmentation"))
-        if not finite:
+        segmentation = _usable(annotation.get("segmentation"))
+        if not is_finite:
             dropped["box not finite"] += 1
         elif (corners[2:] - corners[:2]).min() <= min_box_px:
             dropped[f"box side of {min_box_px:g} px or less"] += 1
-        elif masks and outline is None:
+        elif masks and segmentation is None:
             dropped["object without an outline"] += 1
         else:
             boxes.append(corners)
             labels.append(label_of[annotation["category_id"]])
-            segmentations.append(outline)
+            segmentations.append(segmentation)
     return ImageRecord(
         image_id=int(image["id"]),
         path=path,
@@ -206,7 +278,7 @@ def _record(
 
 
 def _usable(segmentation: Any) -> Any:
-    """RLE as it is, polygons of three vertices and more, None where nothing is left."""
+    """An RLE unchanged; polygons without those of fewer than three vertices; None if nothing is left."""
     if isinstance(segmentation, dict) and "counts" in segmentation:
         return segmentation
     if isinstance(segmentation, list):

@@ -1,7 +1,7 @@
-"""Which images make which batch, and the loader that reads them.
+"""Training batches: which images form them, and the loader that reads these images.
 
-Everything here is a function of (seed, epoch, image id, step): it does not matter which worker reads an image, how many
-processes share a batch, or whether the run was resumed in the middle of an epoch.
+Everything here depends only on seed, epoch, image id and step. Batches are the same for any number of worker processes
+and of training processes, and after a run is resumed within an epoch.
 """
 
 from __future__ import annotations
@@ -27,19 +27,38 @@ class Records(Protocol):
     """A split: `CocoData` or `LabelledData`."""
 
     @property
-    def records(self) -> Sequence[Any]: ...
+    def records(self) -> Sequence[Any]:
+        """Images with their annotations; each has an `image_id`."""
+        ...
 
 
 class Augmentation(Protocol):
-    """A function of the seed given to each call, and of nothing else."""
+    """A random transform of an image and its target. The result depends only on the arguments of the call."""
 
-    def __call__(self, image: np.ndarray, record: Any, seed: int, /) -> tuple[Tensor, Any]: ...
+    def __call__(self, image: np.ndarray, record: Any, seed: int, /) -> tuple[Tensor, Any]:
+        """Augment one image.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            record: the image's annotations.
+            seed: seed of everything random.
+
+        Returns:
+            The image, (3, h, w), and its target.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class Batch:
-    """images: n of (3, h, w) uint8 RGB; targets: n, `Targets` or labels; image_ids: n; skipped: messages of images that
-    were replaced."""
+    """A batch of N images.
+
+    Attributes:
+        images: N tensors (3, h, w), RGB 0..255; uint8, or float32 if the augmentation's `resize` is "torch".
+        targets: N `Targets`, or N labels.
+        image_ids: N ids.
+        skipped: messages about images that could not be read and were replaced.
+    """
 
     images: list[Tensor]
     targets: list[Any]
@@ -49,17 +68,19 @@ class Batch:
 
 @dataclass(frozen=True)
 class Draw:
-    """One place in a batch: which record, in which epoch."""
+    """One place in a batch.
+
+    Attributes:
+        index: index of the record.
+        epoch: epoch, from 0; the augmentation depends on it.
+    """
 
     index: int
     epoch: int
 
 
 class TrainingImages(Dataset[tuple[Tensor, Any, int, str | None]]):
-    """A `Draw` -> image (3, h, w) uint8, its target, its id, and why another image was taken in its place, or None.
-
-    read: a record -> its image, (H, W, 3) uint8; none reads COCO's (`read_checked`). on_bad_image: stop or skip.
-    """
+    """Data set of augmented images, indexed by `Draw`."""
 
     def __init__(
         self,
@@ -70,6 +91,15 @@ class TrainingImages(Dataset[tuple[Tensor, Any, int, str | None]]):
         on_bad_image: str,
         read: Callable[[Any], np.ndarray] | None = None,
     ) -> None:
+        """Create the data set.
+
+        Args:
+            data: the split.
+            augment: augmentation of each image.
+            seed: seed of the augmentation.
+            on_bad_image: "stop" raises on an unreadable image; "skip" takes the next readable one instead.
+            read: function from a record to its image, (H, W, 3) uint8 RGB; `read_checked` if None.
+        """
         self.data, self.augment, self.seed, self.on_bad_image = data, augment, seed, on_bad_image
         self.read = read or read_checked
 
@@ -77,7 +107,18 @@ class TrainingImages(Dataset[tuple[Tensor, Any, int, str | None]]):
         return len(self.data.records)
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, Any, int, str | None]:
-        why = None
+        """Read and augment an image.
+
+        Args:
+            draw: which image, in which epoch.
+
+        Returns:
+            The image (3, h, w), its target, its id, and a message if it replaces an unreadable image, else None.
+
+        Raises:
+            UnreadableImage: the image cannot be read and `on_bad_image` is "stop", or no image can be read.
+        """
+        message = None
         for offset in range(len(self)):
             record = self.data.records[(draw.index + offset) % len(self)]
             try:
@@ -85,31 +126,42 @@ class TrainingImages(Dataset[tuple[Tensor, Any, int, str | None]]):
             except UnreadableImage as error:
                 if self.on_bad_image == "stop":
                     raise
-                why = why or f"{error}; image {record.image_id} was replaced by the next one"
+                message = message or f"{error}; image {record.image_id} was replaced by the next one"
                 continue
             seed = int(np.random.SeedSequence([self.seed, draw.epoch, record.image_id]).generate_state(1)[0])
             pixels, target = self.augment(image, record, seed)
-            return pixels, target, record.image_id, why
-        raise UnreadableImage(f"none of the {len(self)} images can be read; the first error: {why}")
+            return pixels, target, record.image_id, message
+        raise UnreadableImage(f"none of the {len(self)} images can be read; the first error: {message}")
 
 
 def read_checked(record: ImageRecord) -> np.ndarray:
-    """The upright image; raises `UnreadableImage` where it has not the size that its annotations were made for."""
+    """Read an image and check its size.
+
+    Args:
+        record: the image's path and size.
+
+    Returns:
+        (H, W, 3) uint8 RGB, upright by its EXIF orientation.
+
+    Raises:
+        UnreadableImage: the file cannot be read, or its size differs from that in the annotations.
+    """
     image = read_image(record.path)
     if image.shape[:2] != (record.size.height, record.size.width):
         raise UnreadableImage(
             f"{record.path} is {image.shape[1]}x{image.shape[0]} (upright, by its EXIF orientation), its annotations "
-            f"say {record.size.width}x{record.size.height}: mend the file's orientation or the annotations"
+            f"are for {record.size.width}x{record.size.height}: correct the file's orientation or the annotations"
         )
     return image
 
 
 class BatchPlan(Sampler[list[Draw]]):
-    """The batches of one process from `start` to `stop` (counted in batches), over as many epochs as that takes.
+    """The batches of one process, over as many epochs as they take.
 
-    Every epoch is a new permutation. With aspect groups, tall and wide images fill separate batches in the order in
-    which they complete; what is left over is mixed, and the last batch is filled from the epoch's beginning. Process
-    `rank` of `world` takes every world-th image of each batch, so the batches do not depend on the number of processes.
+    Each epoch is a new permutation of the images. With aspect groups, tall and wide images form separate batches, in
+    the order in which these are full; the remaining images form mixed batches. The last batch of an epoch is filled
+    with the first images of its permutation. Process `rank` of `world` takes every `world`-th image of each batch, so
+    that the batches do not depend on the number of processes.
     """
 
     def __init__(
@@ -123,6 +175,20 @@ class BatchPlan(Sampler[list[Draw]]):
         rank: int = 0,
         world: int = 1,
     ) -> None:
+        """Create the plan.
+
+        Args:
+            data: the split.
+            batch_size: images per batch, over all processes.
+            seed: seed of the permutations.
+            span: first batch, and the batch to stop before, counted from the beginning of the run.
+            group_by_aspect: whether tall and wide images form separate batches; records then need a `size`.
+            rank: index of this process.
+            world: number of processes.
+
+        Raises:
+            InvalidValue: `batch_size` is no multiple of `world`.
+        """
         if batch_size % world:
             raise InvalidValue(
                 f"a batch of {batch_size} images cannot be shared by {world} processes: make it a multiple"
@@ -132,6 +198,7 @@ class BatchPlan(Sampler[list[Draw]]):
 
     @property
     def per_epoch(self) -> int:
+        """Batches per epoch."""
         return -(-len(self.wide) // self.batch_size)
 
     def __len__(self) -> int:
@@ -146,30 +213,48 @@ class BatchPlan(Sampler[list[Draw]]):
             yield [Draw(index, epoch) for index in batches[within][self.rank :: self.world]]
 
     def epoch(self, epoch: int) -> list[list[int]]:
-        """The whole batches (of all processes) of one epoch."""
+        """Compute the batches of one epoch, for all processes together.
+
+        Args:
+            epoch: epoch, from 0.
+
+        Returns:
+            `per_epoch` lists of `batch_size` record indices.
+        """
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.wide)).tolist()
-        waiting: dict[bool, list[int]] = {False: [], True: []}
+        groups: dict[bool, list[int]] = {False: [], True: []}
         batches = []
         for index in order:
-            group = waiting[self.wide[index]]
+            group = groups[self.wide[index]]
             group.append(index)
             if len(group) == self.batch_size:
                 batches.append(group.copy())
                 group.clear()
-        rest = waiting[False] + waiting[True]
-        batches += [rest[i : i + self.batch_size] for i in range(0, len(rest), self.batch_size)]
+        remaining = groups[False] + groups[True]
+        batches += [remaining[i : i + self.batch_size] for i in range(0, len(remaining), self.batch_size)]
         missing = self.batch_size - len(batches[-1])
         batches[-1] += [order[i % len(order)] for i in range(missing)]
         return batches
 
 
 def collate(samples: Sequence[tuple[Tensor, Any, int, str | None]]) -> Batch:
-    images, targets, ids, whys = zip(*samples)
-    return Batch(list(images), list(targets), list(ids), [why for why in whys if why is not None])
+    """Join samples of `TrainingImages` into a batch; images keep their sizes."""
+    images, targets, image_ids, messages = zip(*samples)
+    skipped = [message for message in messages if message is not None]
+    return Batch(list(images), list(targets), list(image_ids), skipped)
 
 
 def make_loader(images: TrainingImages, plan: BatchPlan, *, workers: int) -> DataLoader[Any]:
-    """Workers start once for the whole run; each keeps to one thread of OpenCV and torch."""
+    """Create the loader of a run. Its workers start once per run and use one thread of OpenCV and of torch each.
+
+    Args:
+        images: the data set.
+        plan: the batches of this process.
+        workers: number of worker processes; 0 reads in this process.
+
+    Returns:
+        A loader of `Batch`es.
+    """
     return DataLoader(
         images,
         batch_sampler=plan,
@@ -184,7 +269,7 @@ def make_loader(images: TrainingImages, plan: BatchPlan, *, workers: int) -> Dat
 def _prepare_worker(_: int) -> None:
     import cv2
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the trainer decides, after its step
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the trainer stops after its step
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", DeprecationWarning)

@@ -1,1 +1,1 @@
-"""The training engine: steps, schedule, precision, checkpoints, progress. It knows nothing of COCO."""
+"""The training engine: steps, schedule, precision, checkpoints, progress. It is independent of the kind of model."""

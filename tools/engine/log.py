@@ -1,4 +1,4 @@
-"""What a run says: metrics.jsonl, TensorBoard, and one progress display."""
+"""The log of a run: metrics.jsonl, TensorBoard, and a progress display."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 
 class RunLog:
-    """The log of one run's main process; a context manager. On resume, lines past the resumed step are cut off."""
+    """The log of the main process of a run; a context manager.
+
+    Args:
+        folder: the folder of the run.
+        total: steps of the run.
+        start: the step that the run starts from. Lines of metrics.jsonl beyond it are removed.
+        console: where to print. On a terminal progress is a bar, elsewhere lines of text.
+    """
 
     def __init__(self, folder: Path, total: int, start: int, console: Console) -> None:
         self.console, self.total = console, total
@@ -50,23 +57,36 @@ class RunLog:
         self.board.close()
 
     def train(self, step: int, epoch: float, values: dict[str, float], losses: dict[str, float]) -> None:
-        """values: lr, loss, grad_norm, data_s, step_s, images_per_s, memory_mib; losses: by name."""
+        """Log training.
+
+        Args:
+            step: steps taken so far.
+            epoch: the same in passes over the images.
+            values: lr, loss, grad_norm, data_s, step_s, images_per_s, memory_mib and the figures of the task.
+            losses: the losses by name.
+        """
         self._write({"kind": "train", "step": step, "epoch": round(epoch, 4), **values} | _prefixed("losses", losses))
         figures = (
             f"loss {values['loss']:.3f}  lr {values['lr']:.2g}  data {values['data_s']:.2f} s  "
             f"step {values['step_s']:.2f} s  {values['images_per_s']:.1f} images/s  {values['memory_mib']:.0f} MiB"
         )
         self.progress.update(self.task, completed=step, figures=figures)
-        if not self.live:  # a file or a CI log: plain lines
+        if not self.live:  # a file, or the log of a CI job
             left = values["step_s"] * (self.total - step)
             self.console.print(f"step {step}/{self.total}  epoch {epoch:.2f}  ETA {left / 60:.1f} min  {figures}")
 
     def val(self, step: int, values: dict[str, float | None]) -> None:
-        """values: "bbox/AP50" and the like, fractions."""
+        """Log scores of the validation split.
+
+        Args:
+            step: steps taken so far.
+            values: figures by name, such as "bbox/AP50", as fractions.
+        """
         self._write({"kind": "val", "step": step, **values})
 
-    def say(self, text: str) -> None:
-        self.console.print(text)
+    def print(self, text: str) -> None:
+        """Print a message above the progress display."""
+        self.console.print(text, markup=False)
 
     def _write(self, line: dict[str, Any]) -> None:
         self.file.write(json.dumps(line) + "\n")
@@ -77,7 +97,7 @@ class RunLog:
 
 
 def memory_mib(device: torch.device) -> float:
-    """Peak memory of the process' tensors on CUDA, its resident memory elsewhere."""
+    """Memory in use, in MiB: the peak of this process's tensors on CUDA, its resident memory elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     import psutil
@@ -99,5 +119,5 @@ def _cut(path: Path, start: int) -> None:
             if json.loads(line)["step"] <= start:
                 kept.append(line + "\n")
         except (json.JSONDecodeError, KeyError):
-            continue  # a line that a killed run left unfinished
+            continue  # the unfinished last line of a run that was killed
     path.write_text("".join(kept), encoding="utf-8")

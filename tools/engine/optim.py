@@ -16,7 +16,16 @@ NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 def make_optimiser(model: nn.Module, settings: OptimiserConfig, lr: float) -> torch.optim.Optimizer:
-    """Trainable parameters only; norms without weight decay, unless `decay_norms`."""
+    """Make the optimiser of a model.
+
+    Args:
+        model: the model; parameters that do not train are left out.
+        settings: kind and hyper-parameters. Parameters of norms have no weight decay, unless `decay_norms` is set.
+        lr: the initial learning rate; the training loop sets it anew at every step.
+
+    Returns:
+        SGD or AdamW, with at most two groups of parameters.
+    """
     norms: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for module in model.modules():
@@ -35,7 +44,14 @@ def make_optimiser(model: nn.Module, settings: OptimiserConfig, lr: float) -> to
 
 @dataclass(frozen=True)
 class Schedule:
-    """total steps of a run, and the learning rate of each (0-based), after so many decays on a plateau."""
+    """The learning rate of every step.
+
+    Attributes:
+        peak_lr: the learning rate after warm-up.
+        total: steps of the run.
+        warmup: steps of warm-up.
+        settings: kind and parameters of the schedule.
+    """
 
     peak_lr: float
     total: int
@@ -43,6 +59,15 @@ class Schedule:
     settings: ScheduleConfig
 
     def lr(self, step: int, decays: int = 0) -> float:
+        """The learning rate of a step.
+
+        Args:
+            step: index of the step, from 0.
+            decays: how often `Plateau` lowered the learning rate so far; read by `kind="plateau"` only.
+
+        Returns:
+            The learning rate.
+        """
         lr = self.peak_lr * self._decay(step, decays)
         if step < self.warmup:
             start = self.settings.warmup_factor
@@ -60,8 +85,18 @@ class Schedule:
 
 @dataclass
 class Plateau:
-    """Counts the decays of a learning rate that waits for scores: one after every `patience` of them without a new
-    best (section 3.4: "divided by 10 when the error plateaus"); its state goes into the checkpoint."""
+    """Counts how often the learning rate was lowered because scores did not improve.
+
+    As in He et al., *Deep Residual Learning* (2015), section 3.4: "divided by 10 when the error plateaus". The decision
+    is that of torch's `ReduceLROnPlateau` with a threshold of 0 and a patience of `patience - 1`. The attributes are
+    part of a checkpoint.
+
+    Attributes:
+        patience: scores in a row without a new best that lower the learning rate.
+        best: the smallest score so far.
+        waited: scores since the best, or since the last decay.
+        decays: how often the learning rate was lowered.
+    """
 
     patience: int
     best: float = math.inf
@@ -69,7 +104,11 @@ class Plateau:
     decays: int = 0
 
     def see(self, value: float) -> None:
-        """A new score, the smaller the better; NaN is never a best."""
+        """Take a new score into account.
+
+        Args:
+            value: the score, the smaller the better; NaN is never a new best.
+        """
         if value < self.best:
             self.best, self.waited = value, 0
             return
@@ -78,14 +117,28 @@ class Plateau:
             self.decays, self.waited = self.decays + 1, 0
 
     def load(self, state: Mapping[str, float]) -> None:
-        """From a checkpoint; a resumed run's own patience counts."""
+        """Restore the state from a checkpoint.
+
+        Args:
+            state: the attributes that were saved, all but `patience`; a missing one has its initial value.
+        """
         self.best = float(state.get("best", math.inf))
         self.waited, self.decays = int(state.get("waited", 0)), int(state.get("decays", 0))
 
 
 def make_schedule(config: CommonConfig, steps_per_epoch: int) -> Schedule:
-    """With `auto_scale`, the linear rule (Goyal et al., arXiv:1706.02677): lr grows with the batch, and steps shrink,
-    so that the same images are seen."""
+    """Make the schedule of a run.
+
+    With `schedule.auto_scale`, the linear scaling rule applies (Goyal et al., arXiv:1706.02677): the learning rate
+    grows with the batch size, and iters and warmup_iters shrink, so that the run sees the same number of images.
+
+    Args:
+        config: the settings of the run.
+        steps_per_epoch: steps that one pass over the images takes.
+
+    Returns:
+        The schedule.
+    """
     schedule, factor = config.schedule, 1.0
     if schedule.auto_scale:
         factor = config.train.batch_size / schedule.reference_batch

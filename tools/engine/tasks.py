@@ -1,9 +1,10 @@
-"""What the training loop does not know of a run: what a batch means to its model, and what a file of it holds."""
+"""What depends on the kind of model that is trained: its loss, and the content of its files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -11,15 +12,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heads.detector import RCNN
-from heads.files import detector_content
+from heads.files import detector_content, save_detector
 from heads.recipes import DetectorRecipe
 from heads.structures import ImageBatch
 from resnet_backbone import Preprocess, ResNetClassifier
-from resnet_backbone.build import net_content
+from resnet_backbone.build import certified_content, net_content
+from resnet_backbone.weights.read import save_atomically
+
+SOURCE = "trained here"  # whose weights the files of a run hold
 
 
 class TrainBatch(Protocol):
-    """images: n of (3, h, w) uint8 RGB; targets: n of what the task learns from."""
+    """A batch of n images.
+
+    Attributes:
+        images: n of (3, h, w) uint8 RGB.
+        targets: n of what the task learns from.
+        image_ids: n.
+        skipped: messages about images that were replaced.
+    """
 
     images: list[Tensor]
     targets: list[Any]
@@ -29,44 +40,94 @@ class TrainBatch(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """losses: their sum is minimised; figures: what the log shows beside them."""
+    """The result of a forward pass.
+
+    Attributes:
+        losses: scalars by name; their sum is minimised.
+        figures: scalars that the log shows beside the losses.
+    """
 
     losses: Mapping[str, Tensor]
     figures: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Task(Protocol):
-    def outcome(self, model: nn.Module, batch: TrainBatch, device: torch.device) -> Outcome: ...
+    """What the training loop needs to know of a kind of model."""
+
+    def outcome(self, model: nn.Module, batch: TrainBatch, device: torch.device) -> Outcome:
+        """Run the model on a batch.
+
+        Args:
+            model: the model, as accelerate prepared it.
+            batch: the batch, on the CPU.
+            device: the device of the model.
+
+        Returns:
+            Losses, with their graphs, and figures.
+        """
 
     def content(self, model: nn.Module) -> dict[str, Any]:
-        """Of a checkpoint: "model" and "meta", from which the model can be built again."""
+        """The content of a checkpoint, from which the model can be built again; it has no certificate.
+
+        Args:
+            model: the model itself.
+
+        Returns:
+            {"model": tensors, "meta": metadata}.
+        """
+
+    def save(self, model: nn.Module, path: Path) -> None:
+        """Write the certified file of the trained model. The model runs once, for its fingerprint.
+
+        Args:
+            model: the model itself.
+            path: the file.
+        """
 
 
 @dataclass(frozen=True)
 class Detection:
-    """An `RCNN`, its recipe, and its pixels."""
+    """Training of an `RCNN`.
+
+    Attributes:
+        recipe: what the detector was built from.
+        preprocess: its pixel format.
+    """
 
     recipe: DetectorRecipe
     preprocess: Preprocess
 
     def outcome(self, model: nn.Module, batch: TrainBatch, device: torch.device) -> Outcome:
+        """The detector's own losses; targets are `Targets`."""
         images = [image.to(device, non_blocking=True) for image in batch.images]
         targets = [target.to(device) for target in batch.targets]
         return Outcome(model(ImageBatch.from_images(images, self.preprocess), targets))
 
     def content(self, model: nn.Module) -> dict[str, Any]:
+        """Tensors, recipe, class names and pixel format."""
         assert isinstance(model, RCNN)
-        return detector_content(model, self.recipe)
+        return detector_content(model, self.recipe, source=SOURCE)
+
+    def save(self, model: nn.Module, path: Path) -> None:
+        """As `heads.files.save_detector`."""
+        assert isinstance(model, RCNN)
+        save_detector(model, self.recipe, path, source=SOURCE)
 
 
 @dataclass(frozen=True)
 class Classification:
-    """A `ResNetClassifier`, its pixels, and its classes. Targets are labels; the loss is the cross-entropy, in nats."""
+    """Training of a `ResNetClassifier`.
+
+    Attributes:
+        preprocess: its pixel format.
+        class_names: names of the classes, in the order of their labels.
+    """
 
     preprocess: Preprocess
     class_names: Sequence[str]
 
     def outcome(self, model: nn.Module, batch: TrainBatch, device: torch.device) -> Outcome:
+        """Cross-entropy in nats, and the training error; targets are labels."""
         pixels = self.preprocess.normalise(torch.stack(batch.images).to(device, non_blocking=True))
         labels = torch.tensor(batch.targets, device=device)
         logits = model(pixels.contiguous(memory_format=torch.channels_last)).float()
@@ -74,5 +135,12 @@ class Classification:
         return Outcome({"loss_cls": F.cross_entropy(logits, labels)}, {"train_error": error})
 
     def content(self, model: nn.Module) -> dict[str, Any]:
+        """Tensors, architecture, class names and pixel format."""
         assert isinstance(model, ResNetClassifier)
-        return net_content(model, source="trained here", kind="classifier", class_names=list(self.class_names))
+        return net_content(model, source=SOURCE, kind="classifier", class_names=list(self.class_names))
+
+    def save(self, model: nn.Module, path: Path) -> None:
+        """As `resnet_backbone.build.save_weights`, with the class names."""
+        assert isinstance(model, ResNetClassifier)
+        names = list(self.class_names)
+        save_atomically(certified_content(model, source=SOURCE, kind="classifier", class_names=names), path)

@@ -1,14 +1,15 @@
-"""The training loop, on accelerate: one process on a CPU or many on GPUs run the same lines.
+"""The training loop, on accelerate: the same code runs in one process on a CPU and in many processes on GPUs.
 
-A checkpoint is one file, replaced atomically; a step is only taken when loss and gradient are finite, so a saved
-checkpoint is always a loadable and finite one.
+A checkpoint is one file, replaced atomically. A step is only taken if loss and gradient are finite, so a checkpoint
+always holds finite weights. The loop waits for the device twice per step: it reads the losses, and the norm of the
+gradient.
 """
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -24,20 +25,31 @@ from tools.config.settings import CommonConfig
 from tools.devices import pick_device, pick_precision
 
 from .log import RunLog, memory_mib
+from .meter import Meter, mean_outcome
 from .optim import Plateau, Schedule
 from .tasks import Outcome, Task, TrainBatch
 
 
 class NonFiniteLoss(UserError, FloatingPointError):
-    """Training met a NaN or an infinity; nothing of that step was taken over."""
+    """A loss or the gradient is NaN or infinite; the weights were not changed by that step."""
 
 
 class Stopped(KeyboardInterrupt):
-    """The run was asked to stop (Ctrl-C, SIGTERM) and has saved its checkpoint."""
+    """Ctrl-C or SIGTERM stopped the run, after it had saved a checkpoint."""
 
 
 def make_accelerator(config: CommonConfig) -> Accelerator:
-    """Device, precision and accumulation from the settings; several processes from torchrun's environment."""
+    """Choose device, precision and gradient accumulation; torchrun's environment sets the processes.
+
+    Args:
+        config: the settings of the run.
+
+    Returns:
+        The accelerator.
+
+    Raises:
+        InvalidValue: a device or precision that this machine does not have.
+    """
     device = pick_device(config.train.device)
     precision = pick_precision(config.train.precision, device)
     return Accelerator(
@@ -47,8 +59,16 @@ def make_accelerator(config: CommonConfig) -> Accelerator:
     )
 
 
-def refuse_sync_bn(model: nn.Module, accelerator: Accelerator) -> None:
-    """Raises ValueError where SyncBN cannot work: torch synchronises batch norms on CUDA only."""
+def check_sync_bn(model: nn.Module, accelerator: Accelerator) -> None:
+    """Check that SyncBatchNorm layers train on CUDA: torch synchronises them nowhere else.
+
+    Args:
+        model: the model.
+        accelerator: its device.
+
+    Raises:
+        InvalidValue: a SyncBatchNorm would train on another device.
+    """
     if accelerator.device.type != "cuda" and any(
         isinstance(m, nn.SyncBatchNorm) and m.training for m in model.modules()
     ):
@@ -59,8 +79,24 @@ def refuse_sync_bn(model: nn.Module, accelerator: Accelerator) -> None:
 
 @dataclass
 class Trainer:
-    """Everything that one run's loop needs. evaluate: step -> figures of the validation split; goal: of these the one
-    that the learning rate waits for with `schedule.kind=plateau`, the smaller the better."""
+    """The state of a run and its loop.
+
+    Attributes:
+        accelerator: device, precision and processes.
+        model: the model, trained in-place.
+        optimiser: its optimiser.
+        schedule: the learning rate of every step.
+        config: the settings of the run.
+        task: losses, and the content of files.
+        batches_per_epoch: batches, of which `train.accumulate` make a step.
+        evaluate: step -> figures of the validation split; None without one.
+        goal: the figure that `schedule.kind=plateau` reads, the smaller the better.
+        step: steps taken so far.
+        plateau: how often the learning rate was lowered.
+
+    Raises:
+        InvalidValue: `schedule.kind=plateau` without `evaluate` or `goal`.
+    """
 
     accelerator: Accelerator
     model: nn.Module
@@ -73,19 +109,25 @@ class Trainer:
     goal: Callable[[Mapping[str, float | None]], float] | None = None
     step: int = 0
     plateau: Plateau = field(init=False)
-    _asked_to_stop: bool = field(default=False, init=False)
+    _stop_requested: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.plateau = Plateau(self.config.schedule.plateau_patience)
         if self.config.schedule.kind == "plateau" and (self.evaluate is None or self.goal is None):
-            raise InvalidValue("schedule.kind=plateau waits for scores: set data.val, or use step or cosine")
+            raise InvalidValue("schedule.kind=plateau needs scores: set data.val, or use step or cosine")
 
     @property
     def checkpoint(self) -> Path:
+        """The last checkpoint: everything that resuming needs, without a certificate."""
         return self.config.out / "checkpoints" / "last.pt"
 
+    @property
+    def result(self) -> Path:
+        """The certified file of the finished run; `resnet_backbone.build.file_of_run` prefers it to the checkpoint."""
+        return self.config.out / "model.safetensors"
+
     def resume(self) -> None:
-        """Weights, optimiser and step from the last checkpoint. Call before `prepare`."""
+        """Load weights, optimiser and step from the last checkpoint. Call it before `run`."""
         content: Any = read_file(self.checkpoint)
         self.model.load_state_dict(content["model"])
         self.optimiser.load_state_dict(content["optimiser"])
@@ -95,27 +137,41 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(content["scaler"])
 
     def run(self, batches: Iterable[TrainBatch], log: RunLog | None) -> None:
-        """Train from `step` to the schedule's end. Raises `NonFiniteLoss`, `Stopped`."""
-        refuse_sync_bn(self.model, self.accelerator)
+        """Train from `step` to the end of the schedule, save the certified result, and score it.
+
+        Args:
+            batches: the batches that are left, `train.accumulate` for each step.
+            log: the log of the main process; None in the others.
+
+        Raises:
+            InvalidValue: the model has SyncBatchNorm layers and does not train on CUDA.
+            NonFiniteLoss: a loss or the gradient is NaN or infinite.
+            Stopped: Ctrl-C or SIGTERM; a checkpoint was saved.
+        """
+        check_sync_bn(self.model, self.accelerator)
         model, optimiser = self.accelerator.prepare(self.model, self.optimiser)
         model.train()
         accumulate = self.config.train.accumulate
-        previous = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
-        meter = _Meter()
+        previous = {s: signal.signal(s, self._request_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        meter = Meter()
+        if self.accelerator.is_main_process and self.step < self.schedule.total:
+            self.result.unlink(
+                missing_ok=True
+            )  # of an earlier, shorter run: readers would prefer it to new checkpoints
         if not self.checkpoint.exists():
-            self.save()  # from here on there is always one to come back to
+            self.save()  # a run that fails in its first steps can be resumed too
         try:
-            if self.step == self.schedule.total:  # resumed: killed after its last step, while it was scored
-                self._score(log, model)
+            if self.step >= self.schedule.total:  # resumed after its last step: it may have been killed while scoring
+                self._finish(log, model)
             iterator = iter(batches)
             while self.step < self.schedule.total:
                 began = time.perf_counter()
                 parts = [next(iterator) for _ in range(accumulate)]
                 fetched = time.perf_counter()
                 lr = self.schedule.lr(self.step, self.plateau.decays)
-                values, norm = self._take_step(model, optimiser, parts, lr)
+                outcome, norm = self._take_step(model, optimiser, parts, lr)
                 self.step += 1
-                meter.add(values, norm, fetched - began, time.perf_counter() - began)
+                meter.add(outcome, norm, fetched - began, time.perf_counter() - began)
                 self._report(log, meter, parts, lr)
                 self._between_steps(log, model)
         finally:
@@ -127,7 +183,7 @@ class Trainer:
     ) -> tuple[Outcome, float]:
         """One optimiser step; its losses and figures, averaged over the accumulated parts, and the gradient's norm."""
         accelerator = self.accelerator
-        # randomness of a step (which anchors and proposals are sampled) is a function of seed, step and process
+        # the random numbers of a step (which anchors and proposals are sampled) depend on seed, step and process only
         torch.manual_seed(hash((self.config.train.seed, self.step, accelerator.process_index)) % 2**63)
         for group in optimiser.param_groups:
             group["lr"] = lr
@@ -145,33 +201,35 @@ class Trainer:
         return mean_outcome(outcomes), norm
 
     def _require_finite(self, losses: Mapping[str, Tensor], part: TrainBatch) -> None:
+        """Raise `NonFiniteLoss` unless every loss is finite; this waits for the device."""
         values = torch.stack([loss.detach().float() for loss in losses.values()])
         if not bool(values.isfinite().all()):
             named = ", ".join(f"{name}={value:g}" for name, value in zip(losses, values.tolist()))
             raise NonFiniteLoss(
                 f"step {self.step}: a loss is not finite ({named}), images {part.image_ids}. The last "
-                f"checkpoint is untouched ({self.checkpoint}): lower optimiser.lr, set optimiser.clip_norm, "
+                f"checkpoint is unchanged ({self.checkpoint}): lower optimiser.lr, set optimiser.clip_norm, "
                 "or look at these images"
             )
 
     def _clip(self, part: TrainBatch) -> float:
+        """Clip the gradient; returns its norm, for which it waits for the device. Raises `NonFiniteLoss`."""
         limit = self.config.optimiser.clip_norm
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit if limit is not None else float("inf"))
         value = float(norm)
-        # fp16's scaler meets infinities on its way to a good scale, and skips those steps itself
+        # fp16's scaler skips steps with an infinite gradient itself, until it has found a scale
         if self.accelerator.mixed_precision != "fp16" and not value < float("inf"):
             raise NonFiniteLoss(
                 f"step {self.step}: the gradient's norm is {value}, with finite losses, images {part.image_ids}. "
-                f"The last checkpoint is untouched ({self.checkpoint}): lower optimiser.lr or look at these images"
+                f"The last checkpoint is unchanged ({self.checkpoint}): lower optimiser.lr or look at these images"
             )
         return value
 
-    def _report(self, log: RunLog | None, meter: _Meter, parts: list[TrainBatch], lr: float) -> None:
+    def _report(self, log: RunLog | None, meter: Meter, parts: list[TrainBatch], lr: float) -> None:
         if log is None:
             return
         for part in parts:
             for message in part.skipped:
-                log.say(f"skipped: {message}")
+                log.print(f"skipped: {message}")
         if self.step % self.config.train.log_every_iters == 0 or self.step in (1, self.schedule.total):
             values, losses = meter.drain(self.config.train.batch_size)
             values |= {"lr": lr, "memory_mib": memory_mib(self.accelerator.device)}
@@ -187,8 +245,16 @@ class Trainer:
         if stop:
             raise Stopped(f"stopped at step {self.step} of {self.schedule.total}; saved {self.checkpoint}")
         scored = every is not None and int(self.step / (every * per_epoch)) > int((self.step - 1) / (every * per_epoch))
-        if last or scored:
+        if last:
+            self._finish(log, model)
+        elif scored:
             self._score(log, model)
+
+    def _finish(self, log: RunLog | None, model: nn.Module) -> None:
+        """Write the certified result, then score."""
+        if self.accelerator.is_main_process:
+            self.task.save(self.accelerator.unwrap_model(self.model), self.result)
+        self._score(log, model)
 
     def _score(self, log: RunLog | None, model: nn.Module) -> None:
         if self.evaluate is None:
@@ -197,57 +263,28 @@ class Trainer:
         model.train()
         if self.config.schedule.kind == "plateau" and self.goal is not None and self.step < self.schedule.total:
             self.plateau.see(self.goal(values))
-            self.save()  # a resumed run does not score again what this one has seen
+            self.save()  # so that a resumed run does not count this score twice
         if log is not None and values:
             log.val(self.step, dict(values))
 
     def _everybody_stops(self) -> bool:
+        """Whether any process was asked to stop."""
         if self.accelerator.num_processes == 1:
-            return self._asked_to_stop
-        if self._asked_to_stop:
+            return self._stop_requested
+        if self._stop_requested:
             self.accelerator.set_trigger()
         return bool(self.accelerator.check_trigger())
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        if self._asked_to_stop:  # the second time means now
+    def _request_stop(self, number: int, frame: FrameType | None) -> None:
+        if self._stop_requested:  # the second signal stops at once
             raise KeyboardInterrupt
-        self._asked_to_stop = True
+        self._stop_requested = True
 
     def save(self) -> None:
-        """The whole state, by the main process."""
+        """Write the checkpoint, in the main process. The model is neither copied nor run."""
         if self.accelerator.is_main_process:
             content = self.task.content(self.accelerator.unwrap_model(self.model))
             content |= {"optimiser": self.optimiser.state_dict(), "step": self.step, "plateau": vars(self.plateau)}
-            if self.accelerator.scaler is not None:  # fp16: a resumed run goes on with the scale that it had found
+            if self.accelerator.scaler is not None:  # fp16: a resumed run goes on with the scale that was found
                 content["scaler"] = self.accelerator.scaler.state_dict()
             save_atomically(content, self.checkpoint)
-
-
-def mean_outcome(outcomes: Sequence[Outcome]) -> Outcome:
-    """Of the parts of a step; nothing of their graphs is kept."""
-
-    def mean(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        return {name: torch.stack([part[name].detach() for part in parts]).mean() for name in parts[0]}
-
-    return Outcome(mean([o.losses for o in outcomes]), mean([o.figures for o in outcomes]))
-
-
-class _Meter:
-    """Means since the last line of the log; tensors stay so until then, so that a GPU is not waited for."""
-
-    def __init__(self) -> None:
-        self._outcomes: list[Outcome] = []
-        self._times: list[tuple[float, float, float]] = []
-
-    def add(self, outcome: Outcome, norm: float, data_s: float, step_s: float) -> None:
-        self._outcomes.append(outcome)
-        self._times.append((norm, data_s, step_s))
-
-    def drain(self, images: int) -> tuple[dict[str, float], dict[str, float]]:
-        mean = mean_outcome(self._outcomes)
-        losses = {name: float(loss) for name, loss in mean.losses.items()}
-        norm, data_s, step_s = (sum(column) / len(self._times) for column in zip(*self._times))
-        values = {"grad_norm": norm, "data_s": data_s, "step_s": step_s, "loss": sum(losses.values())}
-        values |= {"images_per_s": images / step_s} | {name: float(value) for name, value in mean.figures.items()}
-        self.__init__()  # type: ignore[misc]
-        return values, losses

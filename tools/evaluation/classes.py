@@ -1,4 +1,4 @@
-"""Which category of a dataset is meant by each label of a model: by name, since ids and orders differ."""
+"""Matching of a model's classes with a data set's categories, by name: ids and orders differ between projects."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from resnet_backbone.errors import InvalidValue
 
 @dataclass(frozen=True)
 class ClassMatch:
-    """What `match_categories` found.
+    """Result of `match_categories`; K classes of the model.
 
-    category_ids: (K,) the dataset's id for each label, None where the dataset lacks the class.
-    unmatched_model: classes of the model that the dataset lacks: their detections cannot be scored.
-    unmatched_dataset: categories that the model cannot find: they score zero.
+    Attributes:
+        category_ids: K category ids by label; None for a class that the data set lacks.
+        unmatched_model: classes of the model that the data set lacks. Their detections cannot be scored.
+        unmatched_dataset: categories of the data set that the model lacks. They score zero.
     """
 
     category_ids: list[int | None]
@@ -25,24 +26,34 @@ class ClassMatch:
 
 
 def match_categories(model_names: Sequence[str], dataset_categories: Sequence[tuple[int, str]]) -> ClassMatch:
-    """Matches K model classes, in label order, with (id, name) pairs; case and spaces do not count.
+    """Match classes with categories by name, ignoring case and spaces.
 
-    A model class named "N/A" (torchvision's COCO models keep a logit for each of COCO's unused ids) belongs to no
-    category; it is neither matched nor reported.
+    A class named "N/A" (torchvision's COCO models have a logit for each unused COCO id) is never matched and never
+    reported.
+
+    Args:
+        model_names: K class names, in the order of the labels.
+        dataset_categories: (id, name) pairs.
+
+    Returns:
+        The category id of each label, and what could not be matched.
+
+    Raises:
+        InvalidValue: no name matches, or a name occurs more than once on one side.
     """
     dataset_names = [name for _, name in dataset_categories]
-    _refuse_twins("the model's classes", (name for name in model_names if not _is_unused(name)))
-    _refuse_twins("the dataset's categories", dataset_names)
-    id_of = {_key(name): category_id for category_id, name in dataset_categories}
+    _check_unique("the model's classes", (name for name in model_names if not _is_unused(name)))
+    _check_unique("the data set's categories", dataset_names)
+    id_of = {_normalise(name): category_id for category_id, name in dataset_categories}
 
-    category_ids = [None if _is_unused(name) else id_of.get(_key(name)) for name in model_names]
+    category_ids = [None if _is_unused(name) else id_of.get(_normalise(name)) for name in model_names]
     if all(category_id is None for category_id in category_ids):
         raise InvalidValue(
-            f"no class of the model is a category of the dataset: the model has {_some(model_names)}, "
-            f"the dataset {_some(dataset_names)}: score on the dataset that the model was trained for, "
+            f"no class of the model is a category of the data set: the model has {_shortened(model_names)}, "
+            f"the data set has {_shortened(dataset_names)}: use the data set that the model was trained for, "
             "or rename the classes of one of them"
         )
-    known = {_key(name) for name in model_names if not _is_unused(name)}
+    used_names = {_normalise(name) for name in model_names if not _is_unused(name)}
     return ClassMatch(
         category_ids=category_ids,
         unmatched_model=[
@@ -50,29 +61,29 @@ def match_categories(model_names: Sequence[str], dataset_categories: Sequence[tu
             for name, category_id in zip(model_names, category_ids, strict=True)
             if category_id is None and not _is_unused(name)
         ],
-        unmatched_dataset=[name for name in dataset_names if _key(name) not in known],
+        unmatched_dataset=[name for name in dataset_names if _normalise(name) not in used_names],
     )
 
 
-def _key(name: str) -> str:
+def _normalise(name: str) -> str:
     return "".join(name.casefold().split())
 
 
 def _is_unused(name: str) -> bool:
-    return _key(name) == _key(UNUSED)
+    return _normalise(name) == _normalise(UNUSED)
 
 
-def _refuse_twins(whose: str, names: Iterable[str]) -> None:
+def _check_unique(what: str, names: Iterable[str]) -> None:
     names = list(names)
-    counts = Counter(_key(name) for name in names)
-    twins = [name for name in names if counts[_key(name)] > 1]
-    if twins:
+    counts = Counter(_normalise(name) for name in names)
+    repeated = [name for name in names if counts[_normalise(name)] > 1]
+    if repeated:
         raise InvalidValue(
-            f"{whose} name {_some(twins)} more than once (case and spaces do not count): "
-            "give each a name of its own, since classes are matched by name"
+            f"{what} contain {_shortened(repeated)} more than once (ignoring case and spaces): give each a unique "
+            "name, since classes are matched by name"
         )
 
 
-def _some(names: Sequence[str], limit: int = 5) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return f"{list(names[:limit])}{more}"
+def _shortened(names: Sequence[str], limit: int = 5) -> str:
+    remainder = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return f"{list(names[:limit])}{remainder}"

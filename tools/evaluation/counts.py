@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of a net, beside the paper's tables 1 and 6."""
+"""Parameters and multiply-adds of a net, with the figures of the paper (tables 1 and 6)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from resnet_backbone import ResNetClassifier
 from resnet_backbone.blocks import Bottleneck
 from resnet_backbone.specs import find_spec
 
-# the paper's figures: multiply-adds of one 224x224 image (table 1, and figure 3's caption), parameters (table 6)
+# figures of the paper: multiply-adds for one image of 224x224 px (table 1, caption of figure 3), parameters (table 6)
 PAPER_MULTIPLY_ADDS = {
     "plain34": 3.6e9, "resnet18": 1.8e9, "resnet34": 3.6e9, "resnet50": 3.8e9, "resnet101": 7.6e9, "resnet152": 11.3e9,
 }  # fmt: skip
@@ -24,8 +24,16 @@ PAPER_PARAMETERS = {
 
 @dataclass(frozen=True)
 class NetCounts:
-    """parameters: trainable values; multiply_adds: of the convolutions and the linear layer for one image (224x224, or
-    32x32 for the CIFAR nets), as the paper counts them; paper_*: its figures, where it gives one."""
+    """Size and cost of a net.
+
+    Attributes:
+        net: row of `RESNETS`.
+        parameters: number of trainable values.
+        multiply_adds: multiply-adds of the convolutions and the linear layer for one image of 224x224 px, or 32x32 px
+            for the CIFAR nets, as the paper counts them.
+        paper_parameters: the figure of the paper, None if it gives none.
+        paper_multiply_adds: the figure of the paper, None if it gives none.
+    """
 
     net: str
     parameters: int
@@ -34,22 +42,35 @@ class NetCounts:
     paper_multiply_adds: float | None
 
     def to_json(self) -> dict[str, Any]:
+        """The attributes as a dict."""
         return dict(vars(self))
 
 
 def count(name: str) -> NetCounts:
-    """A row of `RESNETS`, with the paper's stride (on a bottleneck's first 1x1). Nothing is computed: meta tensors.
-    Raises ValueError for an unknown name."""
+    """Count parameters and multiply-adds of a net.
+
+    A bottleneck has the stride on its first 1x1 convolution, as in the paper. The net is built on the meta device, so
+    nothing is computed.
+
+    Args:
+        name: row of `RESNETS`.
+
+    Returns:
+        The counts, with the figures of the paper.
+
+    Raises:
+        InvalidValue: no such row.
+    """
     spec = find_spec(name)
     cifar = spec.stem == "cifar"
     if issubclass(spec.block, Bottleneck):
         spec = replace(spec, stride_on="1x1")
-    side = 32 if cifar else 224
+    side_px = 32 if cifar else 224
     with torch.device("meta"):
         net = ResNetClassifier(spec, num_classes=10 if cifar else 1000).eval()
         with FlopCounterMode(display=False) as counter:
-            net(torch.empty(1, 3, side, side))
+            net(torch.empty(1, 3, side_px, side_px))
     parameters = sum(p.numel() for p in net.parameters())
-    # torch counts a multiplication and an addition as two
-    operations = counter.get_total_flops() // 2
-    return NetCounts(name, parameters, operations, PAPER_PARAMETERS.get(name), PAPER_MULTIPLY_ADDS.get(name))
+    # FlopCounterMode counts a multiply-add as two operations
+    multiply_adds = counter.get_total_flops() // 2
+    return NetCounts(name, parameters, multiply_adds, PAPER_PARAMETERS.get(name), PAPER_MULTIPLY_ADDS.get(name))

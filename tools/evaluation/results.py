@@ -1,6 +1,6 @@
-"""Detections in COCO's result format.
+"""Detections in COCO's result format. Labels 0..K-1 become category ids here.
 
-R regions, K classes. Labels are 0..K-1 here, category ids in a results file: this is the door between them.
+Glossary: R detections of one image, K classes.
 """
 
 from __future__ import annotations
@@ -19,13 +19,22 @@ from resnet_backbone.errors import InvalidValue
 
 
 def coco_results(image_id: int, detections: Detections, category_ids: Sequence[int | None]) -> list[dict[str, Any]]:
-    """One result per detection, in the detections' order.
+    """Convert the detections of one image to COCO results.
 
-    category_ids: (K,) the dataset's id for each label; None for a class that the dataset does not know, whose
-    detections are left out. With masks, a result carries its box and its mask.
+    Args:
+        image_id: COCO's image id.
+        detections: R detections; masks are `BitMasks` or None.
+        category_ids: K category ids by label; None for a class that the data set lacks.
+
+    Returns:
+        One result per detection, in the same order, without those of classes that the data set lacks. A result has
+        "image_id", "category_id", "bbox" (x, y, width, height), "score", and "segmentation" (RLE) if there are masks.
+
+    Raises:
+        InvalidValue: boxes or scores are not finite, masks are not pasted into the image, or a label is not in 0..K-1.
     """
     _check(image_id, detections, len(category_ids))
-    # double: x2 - x1 of two float32 numbers is then exact, and so is the way back to x2
+    # float64 keeps the difference of two float32 numbers, so that x1 + width gives x2 again
     boxes = detections.boxes.detach().cpu().double()
     corners = boxes.tolist()
     sides = (boxes[:, 2:] - boxes[:, :2]).tolist()
@@ -51,35 +60,43 @@ def coco_results(image_id: int, detections: Detections, category_ids: Sequence[i
 
 
 def write_results(path: Path, results: Sequence[dict[str, Any]]) -> None:
-    """Writes JSON: a reader of `path` finds a whole file or the one before it, never a part."""
+    """Write results as JSON. The file is replaced atomically: readers never find a part of it.
+
+    Args:
+        path: file to write; its folder is created.
+        results: COCO results.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # beside it: a rename is atomic within one file system only
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # in the same folder: a rename is atomic only within one file system
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        draft.write_text(json.dumps(list(results), allow_nan=False), encoding="utf-8")
-        os.replace(draft, path)
+        temporary.write_text(json.dumps(list(results), allow_nan=False), encoding="utf-8")
+        os.replace(temporary, path)
     finally:
-        draft.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _check(image_id: int, detections: Detections, num_classes: int) -> None:
     for name, values in (("boxes", detections.boxes), ("scores", detections.scores)):
-        bad = sorted({index[0] for index in torch.nonzero(~torch.isfinite(values)).tolist()})
-        if bad:
+        not_finite = sorted({index[0] for index in torch.nonzero(~torch.isfinite(values)).tolist()})
+        if not_finite:
             raise InvalidValue(
-                f"image {image_id}: {name} of detections {bad[:5]} are not finite ({len(bad)} in all): "
-                "the model diverged or its weights are broken; look at its losses before scoring it"
+                f"image {image_id}: {name} of detections {not_finite[:5]} are not finite ({len(not_finite)} in all): "
+                "the model diverged or its weights are broken; check the losses of its training"
             )
     if not isinstance(detections.masks, BitMasks | None):
         raise InvalidValue(
-            f"image {image_id}: masks are {type(detections.masks).__name__}, wanted BitMasks in the "
-            "image's own pixels: take the detections from Predictor, or paste the masks first"
+            f"image {image_id}: masks are {type(detections.masks).__name__}, but must be BitMasks of the image's size: "
+            "use Predictor, or paste the masks into the image first"
         )
     labels = detections.labels
     outside = sorted(set(labels[(labels < 0) | (labels >= num_classes)].tolist()))
     if outside:
         raise InvalidValue(
             f"image {image_id}: labels {outside[:5]} are outside 0..{num_classes - 1}: "
-            "category_ids must have one entry, an id or None, for each class of the model"
+            "give category_ids one entry, an id or None, for each class of the model"
         )

@@ -1,6 +1,6 @@
-"""COCO's twelve figures, and AP by category, from a results list.
+"""COCO's twelve metrics, and AP by category, computed from COCO results.
 
-T thresholds of IoU, P points of recall, K categories, A ranges of area, M limits of detections an image.
+Glossary: T IoU thresholds, P recall points, K categories, A area ranges, M limits on the detections per image.
 """
 
 from __future__ import annotations
@@ -21,15 +21,21 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from resnet_backbone.errors import InvalidValue
-from tools.evaluation.ground_truth import load_truth, to_rle
+from tools.evaluation.ground_truth import load_ground_truth, to_rle
 
 KINDS = ("bbox", "segm")
-# In the order of COCOeval.stats: s, m, l are areas below 32^2, up to 96^2 and above.
+# in the order of COCOeval.stats; s, m, l: areas below 32^2, up to 96^2 and above, square pixels
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
 class CategoryScores(TypedDict):
-    """AP and AP50 as fractions, None where the images show no instance; instances counts no crowds."""
+    """Scores of one category.
+
+    Attributes:
+        AP: average precision over the IoU thresholds 0.5 to 0.95, 0..1; None if the images have no instance.
+        AP50: average precision at IoU 0.5, 0..1; None if the images have no instance.
+        instances: number of ground-truth instances, without crowds.
+    """
 
     AP: float | None
     AP50: float | None
@@ -38,7 +44,12 @@ class CategoryScores(TypedDict):
 
 @dataclass(frozen=True)
 class KindScores:
-    """figures: those of FIGURES, as fractions, None where undefined. by_category: in the dataset's order."""
+    """Scores of boxes, or of masks.
+
+    Attributes:
+        figures: value of each of `FIGURES`, 0..1; None if undefined.
+        by_category: scores by category name, in the order of the ground truth.
+    """
 
     figures: dict[str, float | None]
     by_category: dict[str, CategoryScores]
@@ -46,14 +57,24 @@ class KindScores:
 
 @dataclass(frozen=True)
 class Scores:
+    """Scores by kind.
+
+    Attributes:
+        kinds: scores of "bbox" and/or "segm".
+    """
+
     kinds: dict[str, KindScores]
 
     def to_json(self) -> dict[str, dict[str, Any]]:
-        """{"bbox": {"AP": ..., ..., "by_category": {name: {"AP": ..., "AP50": ..., "instances": ...}}}}"""
+        """Convert to JSON's types.
+
+        Returns:
+            {"bbox": {"AP": ..., ..., "by_category": {name: {"AP": ..., "AP50": ..., "instances": ...}}}}
+        """
         return {
             kind: {
                 **scores.figures,
-                "by_category": {name: dict(found) for name, found in scores.by_category.items()},
+                "by_category": {name: dict(category) for name, category in scores.by_category.items()},
             }
             for kind, scores in self.kinds.items()
         }
@@ -66,32 +87,43 @@ def score_coco(
     kinds: Sequence[str] = ("bbox",),
     image_ids: Sequence[int] | None = None,
 ) -> Scores:
-    """Scores results in COCO's format with pycocotools; neither argument is changed.
+    """Score results with pycocotools. The arguments are not changed, and nothing is printed.
 
-    kinds: "bbox" and/or "segm". image_ids: score these images alone, the whole ground truth without them.
-    An image without results is one where nothing was found.
+    Args:
+        ground_truth: COCO instances file, or its content.
+        results: COCO results. Images without results count as images without detections.
+        kinds: "bbox" (boxes) and/or "segm" (masks).
+        image_ids: images to score; None for all images of the ground truth.
+
+    Returns:
+        The scores of each kind.
+
+    Raises:
+        MissingFile: the ground truth does not exist.
+        InvalidValue: the ground truth, the results, `kinds` or `image_ids` cannot be used.
     """
     _check_kinds(kinds)
-    truth = load_truth(ground_truth)
-    chosen = _choose_images(truth, image_ids)
-    _check_results(truth, results)
-    return Scores({kind: _score_kind(kind, truth, results, chosen) for kind in kinds})
+    content = load_ground_truth(ground_truth)
+    selected_ids = _select_images(content, image_ids)
+    _check_results(content, results)
+    return Scores({kind: _score_kind(kind, content, results, selected_ids) for kind in kinds})
 
 
 def _score_kind(
-    kind: str, truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], image_ids: list[int]
+    kind: str, ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], image_ids: list[int]
 ) -> KindScores:
-    images = {image["id"]: image for image in truth["images"]}
+    images = {image["id"]: image for image in ground_truth["images"]}
     if kind == "segm":
-        _check_segmentations(truth, set(image_ids))
-        found = [_mask_result(i, result, images[result["image_id"]]) for i, result in enumerate(results)]
+        _check_segmentations(ground_truth, set(image_ids))
+        detections = [_mask_result(i, result, images[result["image_id"]]) for i, result in enumerate(results)]
     else:
-        found = [_box_result(i, result) for i, result in enumerate(results)]
+        detections = [_box_result(i, result) for i, result in enumerate(results)]
+    # COCOeval writes into annotations: each kind gets its own copies
+    annotations = [dict(annotation) for annotation in ground_truth["annotations"]]
     with contextlib.redirect_stdout(io.StringIO()):
-        # COCOeval writes into annotations, so that each kind gets copies of its own
         evaluation = COCOeval(
-            _indexed({**truth, "annotations": [dict(a) for a in truth["annotations"]]}),
-            _indexed({**truth, "annotations": found}),
+            _indexed({**ground_truth, "annotations": annotations}),
+            _indexed({**ground_truth, "annotations": detections}),
             kind,
         )
         evaluation.params.imgIds = image_ids
@@ -99,33 +131,39 @@ def _score_kind(
         evaluation.accumulate()
         evaluation.summarize()
     figures = {name: _defined(value) for name, value in zip(FIGURES, evaluation.stats, strict=True)}
-    return KindScores(figures, _by_category(truth, evaluation, set(image_ids)))
+    return KindScores(figures, _by_category(ground_truth, evaluation, set(image_ids)))
 
 
-def _by_category(truth: Mapping[str, Any], evaluation: COCOeval, image_ids: set[int]) -> dict[str, CategoryScores]:
-    counts = Counter(a["category_id"] for a in truth["annotations"] if a["image_id"] in image_ids and not a["iscrowd"])
+def _by_category(
+    ground_truth: Mapping[str, Any], evaluation: COCOeval, image_ids: set[int]
+) -> dict[str, CategoryScores]:
+    scored = [a for a in ground_truth["annotations"] if a["image_id"] in image_ids and not a["iscrowd"]]
+    counts = Counter(annotation["category_id"] for annotation in scored)
     precision = evaluation.eval["precision"]  # (T, P, K, A, M)
     column = {category_id: k for k, category_id in enumerate(evaluation.params.catIds)}
     scores: dict[str, CategoryScores] = {}
-    for category in truth["categories"]:
-        mine = precision[:, :, column[category["id"]], 0, -1]  # any area, 100 detections: (T, P)
-        scores[category["name"]] = CategoryScores(AP=_mean(mine), AP50=_mean(mine[0]), instances=counts[category["id"]])
+    for category in ground_truth["categories"]:
+        category_id = category["id"]
+        values = precision[:, :, column[category_id], 0, -1]  # all areas, 100 detections per image: (T, P)
+        scores[category["name"]] = CategoryScores(
+            AP=_mean(values), AP50=_mean(values[0]), instances=counts[category_id]
+        )
     return scores
 
 
 def _mask_result(number: int, result: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, Any]:
-    """The result by its mask alone: COCO.loadRes would take the box's area where a result carries both."""
+    """A result with the area of its mask: COCO.loadRes would take the area of the box if there are both."""
     if not isinstance(result.get("segmentation"), Mapping):
         raise InvalidValue(
-            f"result {number} (image {result['image_id']}) has no segmentation in runs (RLE), which "
-            "'segm' needs: write results with masks, or score kinds=('bbox',)"
+            f"result {number} (image {result['image_id']}) has no segmentation as RLE, which 'segm' needs: "
+            "write results with masks, or score kinds=('bbox',)"
         )
     rle = to_rle(result["segmentation"], image)
     size = [image.get("height"), image.get("width")]
-    if list(rle["size"]) != size:  # COCOeval would take it for a miss without a word
+    if list(rle["size"]) != size:  # COCOeval would silently count it as a false positive
         raise InvalidValue(
             f"result {number} has a mask of [height, width] {list(rle['size'])}, image {image['id']} is "
-            f"{size}: paste masks in the image's own pixels"
+            f"{size}: paste masks into the image before writing results"
         )
     return {**_common(number, result), "segmentation": rle, "area": float(coco_mask.area(rle))}
 
@@ -133,13 +171,15 @@ def _mask_result(number: int, result: Mapping[str, Any], image: Mapping[str, Any
 def _box_result(number: int, result: Mapping[str, Any]) -> dict[str, Any]:
     box = result.get("bbox")
     if box is None or len(box) != 4 or not all(map(math.isfinite, box)):
-        raise InvalidValue(f"result {number} (image {result['image_id']}) has bbox {box}, wanted [x, y, w, h]")
+        raise InvalidValue(
+            f"result {number} (image {result['image_id']}) has bbox {box}: give finite [x, y, width, height]"
+        )
     return {**_common(number, result), "bbox": list(box), "area": float(box[2]) * float(box[3])}
 
 
 def _common(number: int, result: Mapping[str, Any]) -> dict[str, Any]:
-    same = {field: result[field] for field in ("image_id", "category_id", "score")}
-    return {**same, "id": number + 1, "iscrowd": 0}
+    copied = {field: result[field] for field in ("image_id", "category_id", "score")}
+    return {**copied, "id": number + 1, "iscrowd": 0}
 
 
 def _indexed(dataset: dict[str, Any]) -> COCO:
@@ -151,42 +191,42 @@ def _indexed(dataset: dict[str, Any]) -> COCO:
 
 def _check_kinds(kinds: Sequence[str]) -> None:
     if isinstance(kinds, str) or not kinds or any(kind not in KINDS for kind in kinds):
-        raise InvalidValue(f"kinds is {kinds!r}, wanted one or both of {KINDS}, as a tuple")
+        raise InvalidValue(f"kinds is {kinds!r}: give a tuple of one or both of {KINDS}")
 
 
-def _choose_images(truth: Mapping[str, Any], image_ids: Sequence[int] | None) -> list[int]:
-    known = {image["id"] for image in truth["images"]}
+def _select_images(ground_truth: Mapping[str, Any], image_ids: Sequence[int] | None) -> list[int]:
+    known_ids = {image["id"] for image in ground_truth["images"]}
     if image_ids is None:
-        return sorted(known)
-    if not len(image_ids):  # COCOeval would take an empty choice for every image
-        raise InvalidValue("image_ids is empty: name the images to score, or give None for all of them")
-    _refuse_strangers("image_ids names images", set(image_ids) - known)
+        return sorted(known_ids)
+    if not len(image_ids):  # COCOeval would score all images
+        raise InvalidValue("image_ids is empty: give the ids of the images to score, or None for all of them")
+    _check_known("image_ids", set(image_ids) - known_ids)
     return sorted(set(image_ids))
 
 
-def _check_results(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> None:
+def _check_results(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> None:
     for number, result in enumerate(results):
         missing = {"image_id", "category_id", "score"} - result.keys()
         if missing or not math.isfinite(result["score"]):
             raise InvalidValue(
-                f"result {number} is without {sorted(missing) or 'a finite score'}: give COCO's result format"
+                f"result {number} lacks {sorted(missing) or 'a finite score'}: give results in COCO's format"
             )
-    images = {image["id"] for image in truth["images"]}
-    categories = {category["id"] for category in truth["categories"]}
-    _refuse_strangers("the results name images", {r["image_id"] for r in results} - images)
-    _refuse_strangers("the results name categories", {r["category_id"] for r in results} - categories)
+    image_ids = {image["id"] for image in ground_truth["images"]}
+    category_ids = {category["id"] for category in ground_truth["categories"]}
+    _check_known("image ids of the results", {result["image_id"] for result in results} - image_ids)
+    _check_known("category ids of the results", {result["category_id"] for result in results} - category_ids)
 
 
-def _refuse_strangers(who: str, strangers: set[int]) -> None:
-    if strangers:
+def _check_known(what: str, unknown_ids: set[int]) -> None:
+    if unknown_ids:
         raise InvalidValue(
-            f"{who} {sorted(strangers)[:5]} that the ground truth lacks ({len(strangers)} in all): "
-            "score the results against the dataset that they were made on"
+            f"{what}: {sorted(unknown_ids)[:5]} are not in the ground truth ({len(unknown_ids)} in all): "
+            "use the data set that the results were made on"
         )
 
 
-def _check_segmentations(truth: Mapping[str, Any], image_ids: set[int]) -> None:
-    for annotation in truth["annotations"]:
+def _check_segmentations(ground_truth: Mapping[str, Any], image_ids: set[int]) -> None:
+    for annotation in ground_truth["annotations"]:
         if annotation["image_id"] in image_ids and not annotation.get("segmentation"):
             raise InvalidValue(
                 f"an annotation of image {annotation['image_id']}, bbox {annotation['bbox']}, has no "
@@ -200,4 +240,4 @@ def _mean(values: npt.NDArray[np.float64]) -> float | None:
 
 
 def _defined(value: float) -> float | None:
-    return None if value < 0 else float(value)  # -1 is COCOeval's word for undefined
+    return None if value < 0 else float(value)  # COCOeval gives -1 for undefined figures

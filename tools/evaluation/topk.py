@@ -1,4 +1,4 @@
-"""A classifier's figures: top-1 and top-5, cross-entropy, and what was taken for what."""
+"""Scores of a classifier: top-1 and top-5 accuracy, cross-entropy, and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -18,8 +18,16 @@ from resnet_backbone.errors import InvalidValue
 
 @dataclass(frozen=True)
 class ClassScores:
-    """top1, top5: images whose label is among the first so many; cross_entropy: mean, in nats, of the (view-averaged)
-    probabilities; confusion: (K, K), true class by predicted class; class_names: K."""
+    """Scores over a test set with K classes.
+
+    Attributes:
+        images: number of images.
+        top1: images with the true class first.
+        top5: images with the true class among the first five.
+        cross_entropy: mean over the images, in nats, of the probabilities averaged over the crops.
+        confusion: (K, K) int64 counts; rows are true classes, columns are predicted ones.
+        class_names: K names.
+    """
 
     images: int
     top1: int
@@ -30,10 +38,11 @@ class ClassScores:
 
     @property
     def error(self) -> float:
-        """Of the first guess, a fraction."""
+        """Top-1 error, a fraction."""
         return 1 - self.top1 / self.images
 
     def to_json(self) -> dict[str, Any]:
+        """The scores as plain values, with the recall of every class that has images."""
         hits, counts = np.diag(self.confusion), self.confusion.sum(1)
         recall = {n: int(h) / int(c) for n, h, c in zip(self.class_names, hits, counts) if c}
         return {
@@ -48,42 +57,63 @@ class ClassScores:
 
 
 def score_labels(probabilities: Tensor, labels: Sequence[int], class_names: Sequence[str]) -> ClassScores:
-    """probabilities: (N, K); labels: N of 0..K-1. A tie counts against the label, so that a net that says the same of
-    every class scores nothing. Raises ValueError for shapes that do not fit, or probabilities that are not finite."""
+    """Score predicted probabilities. Ties count against the true class, so a constant prediction scores nothing.
+
+    Args:
+        probabilities: (N, K).
+        labels: N true classes, 0..K-1.
+        class_names: K names.
+
+    Returns:
+        The scores.
+
+    Raises:
+        InvalidValue: the shapes do not fit, there are no images, or a probability is not finite.
+    """
     count = len(labels)
     if probabilities.shape != (count, len(class_names)) or not count:
         raise InvalidValue(
-            f"{tuple(probabilities.shape)} probabilities for {count} labels of {len(class_names)} classes: "
-            "a row an image and a column a class are wanted"
+            f"probabilities of shape {tuple(probabilities.shape)} for {count} labels and {len(class_names)} classes: "
+            "give one row per image (at least one) and one column per class"
         )
     if not bool(probabilities.isfinite().all()):
-        raise InvalidValue("probabilities are not finite: the net's weights or its images are broken")
-    truth = torch.tensor(labels)
-    own = probabilities.gather(1, truth[:, None])
-    rank = (probabilities >= own).sum(1) - 1
-    guess = probabilities.argmax(1)
+        raise InvalidValue("probabilities are not finite: check the weights for NaN and infinite values")
+    target = torch.tensor(labels)
+    of_target = probabilities.gather(1, target[:, None])
+    rank = (probabilities >= of_target).sum(1) - 1
+    predicted = probabilities.argmax(1)
     k = len(class_names)
-    confusion = torch.bincount(truth * k + guess, minlength=k * k).reshape(k, k).numpy()
-    entropy = -own.double().clamp(min=1e-38).log().mean()
+    confusion = torch.bincount(target * k + predicted, minlength=k * k).reshape(k, k).numpy()
+    cross_entropy = -of_target.double().clamp(min=1e-38).log().mean()
     return ClassScores(
-        count, int((rank < 1).sum()), int((rank < 5).sum()), float(entropy), confusion, tuple(class_names)
+        count, int((rank < 1).sum()), int((rank < 5).sum()), float(cross_entropy), confusion, tuple(class_names)
     )
 
 
 def classes_table(scores: ClassScores, title: str) -> Table:
-    """The figures, and of at most twenty classes (the worst) how many were found and what they were taken for."""
+    """Make a table of the scores for the terminal.
+
+    Args:
+        scores: the scores.
+        title: title of the table.
+
+    Returns:
+        Top-1 and top-5, then the twenty classes with the lowest recall, each with the class that it is confused with
+        most often. The classes are left out if none has more than one image.
+    """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title)
-    for name, justify in (("", "left"), ("right", "right"), ("of", "right"), ("%", "right"), ("taken for", "left")):
+    columns = (("", "left"), ("correct", "right"), ("of", "right"), ("%", "right"), ("confused with", "left"))
+    for name, justify in columns:
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     rows: Mapping[str, int] = {"top-1": scores.top1, "top-5": scores.top5}
-    for name, right in rows.items():
-        table.add_row(name, f"{right:,}", f"{scores.images:,}", f"{100 * right / scores.images:.2f}", "", style="bold")
-    hits, counts = np.diag(scores.confusion), scores.confusion.sum(1)
-    present = [i for i in np.argsort(hits / np.maximum(counts, 1), kind="stable") if counts[i]]
+    for name, hits in rows.items():
+        table.add_row(name, f"{hits:,}", f"{scores.images:,}", f"{100 * hits / scores.images:.2f}", "", style="bold")
+    hits_by_class, counts = np.diag(scores.confusion), scores.confusion.sum(1)
+    present = [i for i in np.argsort(hits_by_class / np.maximum(counts, 1), kind="stable") if counts[i]]
     for i in present[:20] if counts.max() > 1 else []:
-        wrong = scores.confusion[i].copy()
-        wrong[i] = 0
-        worst = f"{escape(scores.class_names[wrong.argmax()])} {wrong.max()}" if wrong.max() else ""
-        share = f"{100 * hits[i] / counts[i]:.1f}"
-        table.add_row(escape(scores.class_names[i]), f"{hits[i]:,}", f"{counts[i]:,}", share, worst)
+        errors = scores.confusion[i].copy()
+        errors[i] = 0
+        confused = f"{escape(scores.class_names[errors.argmax()])} {errors.max()}" if errors.max() else ""
+        recall = f"{100 * hits_by_class[i] / counts[i]:.1f}"
+        table.add_row(escape(scores.class_names[i]), f"{hits_by_class[i]:,}", f"{counts[i]:,}", recall, confused)
     return table

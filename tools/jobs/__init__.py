@@ -1,1 +1,1 @@
-"""What the commands run: functions that a notebook or a test calls without a command line."""
+"""What the commands run, as functions for notebooks and tests: nothing here parses a command line."""

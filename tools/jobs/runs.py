@@ -1,64 +1,97 @@
-"""What the two training commands share: their options, the run's folder, and the way from a model to its loop."""
+"""What training jobs share: the folder of a run, its processes, and the training loop around a model.
+
+The engine needs accelerate and tensorboard. It is imported inside the functions that train, so that jobs which score or
+predict start without either.
+"""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from rich.console import Console, RenderableType
 from torch import nn
 
 from resnet_backbone.errors import AlreadyExists, InvalidValue, MissingFile
+from resnet_backbone.weights.read import WeightFile
 from tools.config.classification import ClassifierRunConfig
 from tools.config.detection import RunConfig
 from tools.config.settings import load, to_yaml
 from tools.console import CONSOLE
 from tools.data.loader import BatchPlan, TrainingImages, make_loader
-from tools.engine.log import RunLog
-from tools.engine.optim import make_optimiser, make_schedule
-from tools.engine.tasks import Task
-from tools.engine.train import Trainer, make_accelerator
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from tools.engine.tasks import Task
 
 TrainingConfig = RunConfig | ClassifierRunConfig
-Run = TypeVar("Run", RunConfig, ClassifierRunConfig)
+Figures = Mapping[str, float | None]
+NOT_CHECKED = "its tensors and outputs are not checked"
 
 
-def main(description: str, kind: type[Run], train: Callable[[Run, Accelerator, bool], object]) -> int:
-    """A training command; train: configuration, accelerator, whether to resume."""
-    parser = cli.parser(description, config=kind)
-    parser.add_argument("config", type=Path, help="YAML of what differs from the defaults below")
-    parser.add_argument("--resume", action="store_true", help="continue the run in `out` from its last checkpoint")
-    parser.add_argument("--overwrite", action="store_true", help="remove an earlier run in `out` first")
-    args = parser.parse_args()
-    config = load(kind, args.config, args.set)
+@contextmanager
+def started(config: TrainingConfig, *, resume: bool, overwrite: bool) -> Iterator[Accelerator]:
+    """Start a run: device and precision, the processes of torchrun, and the folder of the run.
+
+    Args:
+        config: the settings of the run.
+        resume: continue the run in `config.out`.
+        overwrite: remove an earlier run in `config.out`.
+
+    Yields:
+        The accelerator. It is released on exit, so that one process can train again with other settings.
+
+    Raises:
+        InvalidValue: a device or precision that this machine does not have; otherwise as for `prepare_folder`.
+    """
+    from accelerate.state import AcceleratorState, GradientState
+
+    from tools.engine.train import make_accelerator
+
     accelerator = make_accelerator(config)
-    if accelerator.is_main_process:
-        prepare_folder(config, resume=args.resume, overwrite=args.overwrite)
-    accelerator.wait_for_everyone()
-    train(config, accelerator, args.resume)
-    accelerator.end_training()
-    return 0
+    try:
+        if accelerator.is_main_process:
+            prepare_folder(config, resume=resume, overwrite=overwrite)
+        accelerator.wait_for_everyone()
+        yield accelerator
+        accelerator.end_training()
+    finally:  # accelerate keeps device and precision for the whole process
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
 
 
 def prepare_folder(config: TrainingConfig, *, resume: bool, overwrite: bool) -> None:
-    """Raises FileExistsError where a run would be lost, ValueError where a resume is none."""
+    """Make the folder of a run and write its config.yaml.
+
+    Args:
+        config: the settings of the run; `out` is the folder.
+        resume: the folder must hold a checkpoint of a run with the same model.
+        overwrite: remove an earlier run in the folder.
+
+    Raises:
+        MissingFile: there is no checkpoint to resume from.
+        InvalidValue: the run to resume has another model.
+        AlreadyExists: the folder holds a run and neither `resume` nor `overwrite` is set, or it holds other files.
+    """
     saved = config.out / "config.yaml"
     if resume:
         if not (config.out / "checkpoints" / "last.pt").is_file():
             raise MissingFile(f"{config.out} has no checkpoint to resume from: start it without --resume")
         if load(type(config), saved).model != config.model:
             raise InvalidValue(
-                f"model differs from the run in {config.out} ({saved}): resume with the same, or train elsewhere"
+                f"model differs from the run in {config.out} ({saved}): resume it with the same model, or set `out` to "
+                "another folder and start without --resume"
             )
     elif config.out.exists() and any(config.out.iterdir()):
         if not overwrite:
             raise AlreadyExists(f"{config.out} already holds a run: --resume continues it, --overwrite replaces it")
         if not saved.is_file():
-            raise AlreadyExists(f"{config.out} is not empty and no run of ours: name another folder in `out`")
+            raise AlreadyExists(f"{config.out} is not empty and holds no run: set `out` to another folder")
         shutil.rmtree(config.out)
     config.out.mkdir(parents=True, exist_ok=True)
     saved.write_text(to_yaml(config), encoding="utf-8")
@@ -72,39 +105,49 @@ def fit(
     accelerator: Accelerator,
     *,
     resume: bool,
-    evaluate: Callable[[int], Mapping[str, float | None]] | None,
-    goal: Callable[[Mapping[str, float | None]], float],
+    evaluate: Callable[[int], Figures] | None,
+    goal: Callable[[Figures], float],
 ) -> None:
-    """The loop, from the first step or the last checkpoint to the schedule's end."""
-    say = speaker(accelerator)
+    """Train a model from the first step, or the last checkpoint, to the end of the schedule.
+
+    Args:
+        model: the model, on its device. It is trained in-place.
+        task: its loss, and the content of its files.
+        images: the training images.
+        config: the settings of the run.
+        accelerator: what `started` yielded.
+        resume: continue from the last checkpoint.
+        evaluate: step -> figures of the validation split; None without one.
+        goal: the figure that `schedule.kind=plateau` reads, the smaller the better.
+
+    Raises:
+        NonFiniteLoss: a loss or gradient is NaN or infinite.
+        Stopped: Ctrl-C or SIGTERM; a checkpoint was saved.
+    """
+    from tools.engine.log import RunLog
+    from tools.engine.optim import make_optimiser, make_schedule
+    from tools.engine.train import Trainer
+
+    console = main_console(accelerator)
     if accelerator.device.type == "cuda":
-        # on a CPU channels_last images are enough: oneDNN lays weights out itself, fused optimisers want them plain
+        # on a CPU channels_last images are enough: oneDNN lays out weights itself, and fused optimisers need plain ones
         model.to(memory_format=torch.channels_last)
-    accumulate, seed = config.train.accumulate, config.train.seed
-    per_step = config.train.batch_size // accumulate
-    grouped = isinstance(config, RunConfig) and config.train.group_by_aspect
-    per_epoch = BatchPlan(images.data, batch_size=per_step, seed=seed, span=(0, 0), group_by_aspect=grouped).per_epoch
-    schedule = make_schedule(config, -(-per_epoch // accumulate))
+    settings = config.train
+    plan = batch_plan(images, config)
+    schedule = make_schedule(config, -(-plan.per_epoch // settings.accumulate))
     optimiser = make_optimiser(model, config.optimiser, schedule.peak_lr)
-    trainer = Trainer(accelerator, model, optimiser, schedule, config, task, per_epoch, evaluate, goal)
+    trainer = Trainer(accelerator, model, optimiser, schedule, config, task, plan.per_epoch, evaluate, goal)
     if resume:
         trainer.resume()
-        say.print(f"resumed {trainer.checkpoint} at step {trainer.step} of {schedule.total}")
-    plan = BatchPlan(
-        images.data,
-        batch_size=per_step,
-        seed=seed,
-        span=(trainer.step * accumulate, schedule.total * accumulate),
-        group_by_aspect=grouped,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-    )
-    say.print(
+        console.print(f"resumed {trainer.checkpoint} at step {trainer.step} of {schedule.total}")
+    console.print(
         f"training on {accelerator.device}, {accelerator.num_processes} process(es), "
         f"precision {accelerator.mixed_precision.replace('no', 'fp32')}, {schedule.total} steps of "
-        f"{config.train.batch_size} images, peak lr {schedule.peak_lr:g}"
+        f"{settings.batch_size} images, peak lr {schedule.peak_lr:g}"
     )
-    loader = make_loader(images, plan, workers=config.data.workers)
+    span = (trainer.step * settings.accumulate, schedule.total * settings.accumulate)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    loader = make_loader(images, batch_plan(images, config, span, rank, world), workers=config.data.workers)
     if accelerator.is_main_process:
         with RunLog(config.out, schedule.total, trainer.step, CONSOLE) as log:
             trainer.run(loader, log)
@@ -112,14 +155,75 @@ def fit(
         trainer.run(loader, None)
 
 
-def speaker(accelerator: Accelerator) -> Console:
-    """Where the main process speaks, and the others are silent."""
+def batch_plan(
+    images: TrainingImages, config: TrainingConfig, span: tuple[int, int] = (0, 0), rank: int = 0, world: int = 1
+) -> BatchPlan:
+    """Choose the training images of every batch.
+
+    Args:
+        images: the training images.
+        config: the settings of the run.
+        span: first batch, and the one after the last.
+        rank: index of this process.
+        world: number of processes.
+
+    Returns:
+        The plan of this process.
+    """
+    grouped = isinstance(config, RunConfig) and config.train.group_by_aspect
+    size, seed = config.train.batch_size // config.train.accumulate, config.train.seed
+    return BatchPlan(
+        images.data, batch_size=size, seed=seed, span=span, group_by_aspect=grouped, rank=rank, world=world
+    )
+
+
+def score_together(accelerator: Accelerator, results: Sequence[Any], score: Callable[[list[Any]], Figures]) -> Figures:
+    """Score the results of all processes.
+
+    Args:
+        accelerator: what `started` yielded.
+        results: the results of this process.
+        score: called in the main process with the results of all processes, in the order of the processes.
+
+    Returns:
+        What `score` returned, in every process.
+    """
+    from accelerate.utils import broadcast_object_list, gather_object
+
+    everything = gather_object(list(results))
+    figures: list[Figures] = [{}]
+    if accelerator.is_main_process:
+        figures = [score(everything)]
+    broadcast_object_list(figures)
+    return figures[0]
+
+
+def main_console(accelerator: Accelerator) -> Console:
+    """The console of the main process; a quiet one for every other process."""
     return CONSOLE if accelerator.is_main_process else Console(quiet=True)
 
 
-def say_and_keep(table: RenderableType, path: Path, say: Console) -> None:
-    """On the screen and, by the process that speaks, in a file of the run's folder."""
-    say.print(table)
-    if not say.quiet:
+def note_missing_certificate(file: WeightFile, console: Console = CONSOLE) -> None:
+    """Print a line if a file is a checkpoint of this project, which carries no certificate.
+
+    Args:
+        file: what `open_weights` returned.
+        console: where to print.
+    """
+    if file.meta is not None and not file.certified:
+        console.print(f"{file} is a checkpoint without a certificate: {NOT_CHECKED}", markup=False, soft_wrap=True)
+
+
+def print_and_save(table: RenderableType, path: Path, console: Console) -> None:
+    """Print a table, and write it to a text file unless the console is quiet.
+
+    Args:
+        table: what to print.
+        path: the text file; its folder is made.
+        console: where to print.
+    """
+    console.print(table)
+    if not console.quiet:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "w", encoding="utf-8") as file:
             Console(file=file, width=160).print(table)

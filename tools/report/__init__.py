@@ -1,1 +1,1 @@
-"""What a person looks at: drawn detections, pages of them, loss curves and tables about the data."""
+"""Reports: drawn detections and contact sheets, plots of runs and of nets, and tables of data sets and weights."""

@@ -1,4 +1,7 @@
-"""A run's metrics.jsonl as one picture: losses, learning rate, and AP or errors where the run was validated."""
+"""Plot of a run's metrics.jsonl: losses, learning rate, and AP or classification errors.
+
+Metrics are lists of records, the lines of metrics.jsonl: {"kind": "train" or "val", "step": ..., figures}.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from resnet_backbone.errors import InvalidValue
+from resnet_backbone.errors import InvalidValue, MissingFile
 
 Records = list[dict[str, Any]]
 LOSS_PREFIX = "losses/"
@@ -20,19 +23,28 @@ TRAIN_ERROR = "train_error"
 
 
 def write_loss_curve(metrics: Path, out: Path) -> None:
-    """Draws metrics.jsonl, with its lines of kind "train" and "val", to `out` in the format of its suffix."""
+    """Plot the losses, the learning rate and, if there are any, AP of evaluations or classification errors.
+
+    Args:
+        metrics: the run's metrics.jsonl.
+        out: picture to write, in the format of its suffix; its folder is created.
+
+    Raises:
+        MissingFile: there is no such metrics.jsonl.
+        InvalidValue: the file is no metrics.jsonl, or has no line of kind "train".
+    """
     records = read_metrics(metrics)
     train = by_step(records, "train")
     if not train:
         raise InvalidValue(
-            f"{metrics} has {len(records)} lines and none of kind 'train': nothing to draw; the run stopped "
-            "before its first log, or this is not a run's metrics.jsonl"
+            f"{metrics} has {len(records)} lines, but none of kind 'train': the run stopped before its first log, or "
+            "this is not a run's metrics.jsonl; give that of a run with training steps"
         )
     validation = by_step(records, "val")
     ap_keys = _keys(validation, "/AP", "/AP50")
-    errors = bool(_keys(train, prefix=TRAIN_ERROR))
-    heights = [3.0, 1.0, 1.5] if ap_keys or errors else [3.0, 1.0]
-    # no pyplot: its figures are global state, and would pick a backend that wants a screen
+    has_errors = bool(_keys(train, prefix=TRAIN_ERROR))
+    heights = [3.0, 1.0, 1.5] if ap_keys or has_errors else [3.0, 1.0]
+    # no pyplot: its figures are global state, and it may choose a backend that needs a display
     figure = Figure(figsize=(9, 1.9 * sum(heights)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
@@ -40,7 +52,7 @@ def write_loss_curve(metrics: Path, out: Path) -> None:
     _draw_learning_rate(panels[1], train)
     if ap_keys:
         _draw_ap(panels[2], validation, ap_keys)
-    elif errors:
+    elif has_errors:
         _draw_errors(panels[2], train, validation)
     panels[-1].set_xlabel("step")
     Path(out).parent.mkdir(parents=True, exist_ok=True)
@@ -48,8 +60,21 @@ def write_loss_curve(metrics: Path, out: Path) -> None:
 
 
 def read_metrics(metrics: Path) -> Records:
-    """The lines of metrics.jsonl; a last line that was cut off, as a killed run leaves it, is left out."""
-    # "replace": a line may be cut within a character
+    """Read metrics.jsonl. An incomplete last line, as a killed run leaves it, is left out.
+
+    Args:
+        metrics: the file.
+
+    Returns:
+        Its lines, as records with at least "kind" and "step".
+
+    Raises:
+        MissingFile: there is no such file.
+        InvalidValue: another line is not JSON, or a line is no such record.
+    """
+    if not Path(metrics).is_file():
+        raise MissingFile(f"no metrics at {metrics}: give a run's metrics.jsonl")
+    # "replace": the last line may end within a character
     text = Path(metrics).read_text(encoding="utf-8", errors="replace")
     lines = [line for line in text.split("\n") if line.strip()]
     records: Records = []
@@ -60,20 +85,47 @@ def read_metrics(metrics: Path) -> Records:
             if number == len(lines):
                 break
             raise InvalidValue(
-                f"{metrics}, line {number} of {len(lines)} is not JSON ({error}): only the last line may be "
-                "cut off; remove the line if the rest is sound"
+                f"{metrics}, line {number} of {len(lines)} is not JSON ({error}), and only the last line may be "
+                "incomplete: remove the line if the others are valid"
             ) from error
         if not isinstance(record, dict) or not {"kind", "step"} <= record.keys():
             raise InvalidValue(
-                f"{metrics}, line {number} is {line[:80]!r}, wanted an object with 'kind' and 'step': "
-                "this is not a run's metrics.jsonl"
+                f"{metrics}, line {number} is {line[:80]!r}, but must be an object with 'kind' and 'step': "
+                "give a run's metrics.jsonl"
             )
         records.append(record)
     return records
 
 
+def by_step(records: Records, kind: str) -> Records:
+    """Select the records of one kind, sorted by step.
+
+    Args:
+        records: lines of metrics.jsonl.
+        kind: "train" or "val".
+
+    Returns:
+        One record per step: the last one, if a resumed run repeated the step.
+    """
+    latest = {record["step"]: record for record in records if record["kind"] == kind}
+    return [latest[step] for step in sorted(latest)]
+
+
+def column(records: Records, key: str) -> list[float]:
+    """Return one figure of each record; NaN where it is missing or null."""
+    return [math.nan if record.get(key) is None else float(record[key]) for record in records]
+
+
 def smooth(values: Sequence[float], span: float) -> list[float]:
-    """Exponential mean over about `span` values, unbiased from the first on; what is not finite is a gap."""
+    """Compute an exponential moving average, with Adam's correction of the bias towards zero.
+
+    Args:
+        values: the series; values that are not finite are skipped.
+        span: number of values averaged over, about; 1 or less changes nothing.
+
+    Returns:
+        As many averages; NaN where the value is not finite.
+    """
     decay = 1 - 1 / max(1.0, span)
     total, weight = 0.0, 0.0
     means = []
@@ -123,7 +175,7 @@ def _draw_ap(panel: Axes, validation: Records, keys: Sequence[str]) -> None:
 
 
 def _draw_errors(panel: Axes, train: Records, validation: Records) -> None:
-    """As in the paper's figures 4 and 6: the training images' error is that of the augmented crops as they come."""
+    """As figures 4 and 6 of the paper; the training error is that of the augmented crops during training."""
     percents = [100 * value for value in column(train, TRAIN_ERROR)]
     steps = [record["step"] for record in train]
     panel.plot(steps, smooth(percents, span=len(percents) / 40), color="C0", label="training images")
@@ -138,17 +190,7 @@ def _draw_errors(panel: Axes, train: Records, validation: Records) -> None:
     panel.grid(alpha=0.3)
 
 
-def by_step(records: Records, kind: str) -> Records:
-    """A kind's records by step; where a resumed run went over a step again, what it wrote last."""
-    last = {record["step"]: record for record in records if record["kind"] == kind}
-    return [last[step] for step in sorted(last)]
-
-
 def _keys(records: Records, *suffixes: str, prefix: str = "") -> list[str]:
-    """The keys with the prefix and one of the suffixes, in order of first appearance."""
-    seen = dict.fromkeys(key for record in records for key in record)
-    return [key for key in seen if key.startswith(prefix) and key.endswith(suffixes or ("",))]
-
-
-def column(records: Records, key: str) -> list[float]:
-    return [math.nan if record.get(key) is None else float(record[key]) for record in records]
+    """Keys with the prefix and one of the suffixes, in order of first appearance."""
+    keys = dict.fromkeys(key for record in records for key in record)
+    return [key for key in keys if key.startswith(prefix) and key.endswith(suffixes or ("",))]

@@ -1,7 +1,7 @@
-"""Instances drawn on their image: boxes, masks, names and scores.
+"""Drawing of instances on their image: boxes, masks, names and scores.
 
-R instances; images are (H, W, 3) uint8 RGB. Everything is drawn at `zoom` times the image's size, a whole
-number, so that the edge between two pixels of the image stays an edge between two pixels of the drawing.
+Glossary: R instances; images are (H, W, 3) uint8 RGB. The drawing is `zoom` times as large as the image. `zoom` is an
+integer, so that edges of pixels in the image are edges of pixels in the drawing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,14 @@ LABEL_PADDING_PX = 2
 
 @dataclass(frozen=True)
 class PixelBox:
-    """Whole pixels: columns left..right-1, rows top..bottom-1."""
+    """A rectangle of whole pixels.
+
+    Attributes:
+        left: first column.
+        top: first row.
+        right: column after the last one.
+        bottom: row after the last one.
+    """
 
     left: int
     top: int
@@ -39,8 +46,9 @@ class PixelBox:
     bottom: int
 
     def overlaps(self, other: PixelBox) -> bool:
-        across = self.left < other.right and other.left < self.right
-        return across and self.top < other.bottom and other.top < self.bottom
+        """Check whether two rectangles have a pixel in common."""
+        overlap_in_x = self.left < other.right and other.left < self.right
+        return overlap_in_x and self.top < other.bottom and other.top < self.bottom
 
 
 def draw_instances(
@@ -52,34 +60,45 @@ def draw_instances(
     masks: Bits | None = None,
     min_side_px: int = 0,
 ) -> Pixels:
-    """A new image with R instances drawn on it; the one given stays as it is.
+    """Draw R instances on a copy of an image, the largest first.
 
-    boxes: (R, 4) xyxy, pixels of `image`: x1..x2 covers columns floor(x1)..ceil(x2)-1, the outline within.
-    labels: R names, each with a colour of its own that is the same in every image; "" is not written.
-    masks: (R, H, W) bool. min_side_px: a smaller image is magnified first, for its text to be read.
+    Args:
+        image: (H, W, 3) uint8 RGB; not changed.
+        boxes: (R, 4) xyxy, pixels of `image`. The outline lies within the pixels that the box touches, columns
+            floor(x1)..ceil(x2)-1 and rows floor(y1)..ceil(y2)-1.
+        labels: R names, each drawn in its own colour (`colour_of`); "" is drawn without text.
+        scores: R scores, written next to the names.
+        masks: (R, H, W) bool.
+        min_side_px: magnify images with a shorter side than this, so that text is readable, pixels.
+
+    Returns:
+        (zoom * H, zoom * W, 3) uint8 RGB; zoom is 1 unless `min_side_px` requires more.
+
+    Raises:
+        InvalidValue: shapes or types do not match, or boxes are not finite.
     """
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     _check(image, boxes, labels, scores, masks)
     zoom = max(1, math.ceil(min_side_px / min(image.shape[:2])))
     canvas = magnify(image, zoom)
     height, width = canvas.shape[:2]
-    spans = [_covered(box * zoom, height, width) for box in boxes]
+    extents = [_covered(box * zoom, height, width) for box in boxes]
     stroke_px = max(1, round(min(height, width) / 300))
 
-    # the largest first, so that what lies in front of it, mostly smaller, stays in sight
+    # the largest first: smaller instances, which are mostly in front, stay visible
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     order = [int(i) for i in np.argsort(-areas, kind="stable")]
     if masks is not None:
         for i in order:
             _paint_mask(canvas, masks[i], zoom, colour_of(labels[i]), stroke_px)
     for i in order:
-        _paint_outline(canvas, spans[i], colour_of(labels[i]), stroke_px)
+        _paint_outline(canvas, extents[i], colour_of(labels[i]), stroke_px)
     texts = [name if scores is None else f"{name} {scores[i]:.2f}" for i, name in enumerate(labels)]
-    return _paint_labels(canvas, [(spans[i], texts[i], colour_of(labels[i])) for i in order])
+    return _paint_labels(canvas, [(extents[i], texts[i], colour_of(labels[i])) for i in order])
 
 
 def magnify(image: Pixels, zoom: int) -> Pixels:
-    """A copy, `zoom` times as large."""
+    """Return a copy of an image, `zoom` times as large, by bicubic interpolation."""
     if zoom == 1:
         return np.array(image, dtype=np.uint8, order="C")
     size = (image.shape[1] * zoom, image.shape[0] * zoom)
@@ -87,8 +106,8 @@ def magnify(image: Pixels, zoom: int) -> Pixels:
 
 
 def colour_of(name: str) -> Colour:
-    """A bright colour made of the name alone, so that a class keeps it from image to image and run to run."""
-    # not hash(): Python salts that in every process; nor crc32, which gives short names neighbouring hues
+    """Return a bright RGB colour computed from a name: a class has the same one in all images and runs."""
+    # not hash(), which is salted in every process, and not crc32, which gives short names similar hues
     digest = int.from_bytes(hashlib.md5(name.encode(), usedforsecurity=False).digest(), "big")
     hue = digest % 360 / 360
     saturation = 0.65 + 0.35 * (digest >> 16 & 0xFF) / 0xFF
@@ -98,15 +117,16 @@ def colour_of(name: str) -> Colour:
 
 
 def readable_on(background: Colour) -> Colour:
-    """Black or white, whichever has the greater contrast with the background (WCAG's relative luminance)."""
+    """Return black or white, whichever contrasts more with the background by WCAG's relative luminance."""
     linear = [(c / 255 / 12.92) if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in background]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    # contrast is (lighter + 0.05) / (darker + 0.05): black and white draw level at sqrt(1.05 * 0.05) - 0.05
+    # contrast is (lighter + 0.05) / (darker + 0.05): equal for black and white at sqrt(1.05 * 0.05) - 0.05
     return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)
 
 
 @lru_cache(maxsize=16)
 def load_font(size_px: int) -> Font:
+    """Return Pillow's default font at a size in pixels."""
     return ImageFont.load_default(size_px)
 
 
@@ -118,34 +138,34 @@ def _check(
     masks: Bits | None,
 ) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise InvalidValue(f"the image is {image.dtype} {image.shape}, wanted uint8 (H, W, 3) in RGB")
+        raise InvalidValue(f"the image is {image.dtype} {image.shape}: give uint8 (H, W, 3) in RGB")
     count = len(boxes)
     if len(labels) != count or (scores is not None and len(scores) != count):
         num_scores = "no" if scores is None else len(scores)
         raise InvalidValue(
-            f"{count} boxes came with {len(labels)} labels and {num_scores} scores: give each box one of each"
+            f"{count} boxes came with {len(labels)} labels and {num_scores} scores: give one of each per box"
         )
     if masks is not None and (masks.dtype != np.bool_ or masks.shape != (count, *image.shape[:2])):
         raise InvalidValue(
-            f"masks are {masks.dtype} {masks.shape}, wanted bool {(count, *image.shape[:2])}: "
-            "paste them into the image's own pixels"
+            f"masks are {masks.dtype} {masks.shape}, but must be bool {(count, *image.shape[:2])}: "
+            "paste them into the image first"
         )
     if not np.isfinite(boxes).all():
-        broken = np.flatnonzero(~np.isfinite(boxes).all(1))
-        raise InvalidValue(f"boxes {broken[:5].tolist()} are not finite: drop them before drawing")
+        not_finite = np.flatnonzero(~np.isfinite(boxes).all(1))
+        raise InvalidValue(f"boxes {not_finite[:5].tolist()} are not finite: remove them before drawing")
 
 
 def _covered(box: npt.NDArray[np.float64], height: int, width: int) -> PixelBox | None:
-    """The pixels that a box touches, as far as they are in the image; None where there are none."""
+    """Pixels of the image that a box touches; None if there are none."""
     left, top = max(0, math.floor(box[0])), max(0, math.floor(box[1]))
     right, bottom = min(width, math.ceil(box[2])), min(height, math.ceil(box[3]))
     return PixelBox(left, top, right, bottom) if left < right and top < bottom else None
 
 
 def _paint_mask(canvas: Pixels, mask: Bits, zoom: int, colour: Colour, stroke_px: int) -> None:
-    """Tints the mask and draws its contour within it: no pixel outside the mask changes."""
+    """Tint the mask and draw its contour inside it: no pixel outside the mask changes."""
     bits = mask.repeat(zoom, axis=0).repeat(zoom, axis=1).astype(np.uint8)
-    # a border of zeros: where a mask is cut by the image's edge, its contour runs along that edge
+    # a border of zeros: if the image's edge cuts a mask, its contour runs along that edge
     inner = cv2.erode(np.pad(bits, stroke_px), np.ones((3, 3), np.uint8), iterations=stroke_px)
     inner = inner[stroke_px:-stroke_px, stroke_px:-stroke_px]
     inside = bits.astype(bool)
@@ -154,49 +174,50 @@ def _paint_mask(canvas: Pixels, mask: Bits, zoom: int, colour: Colour, stroke_px
     canvas[inside & (inner == 0)] = colour
 
 
-def _paint_outline(canvas: Pixels, span: PixelBox | None, colour: Colour, stroke_px: int) -> None:
-    if span is None:
+def _paint_outline(canvas: Pixels, extent: PixelBox | None, colour: Colour, stroke_px: int) -> None:
+    if extent is None:
         return
-    rows, columns = slice(span.top, span.bottom), slice(span.left, span.right)
-    # slices of the box's own pixels: a stroke thicker than the box cannot leave it
+    rows, columns = slice(extent.top, extent.bottom), slice(extent.left, extent.right)
+    # slices of the box's window: a stroke thicker than the box stays inside it
     window = canvas[rows, columns]
     window[:stroke_px], window[-stroke_px:] = colour, colour
     window[:, :stroke_px], window[:, -stroke_px:] = colour, colour
 
 
-def _paint_labels(canvas: Pixels, tagged: Sequence[tuple[PixelBox | None, str, Colour]]) -> Pixels:
+def _paint_labels(canvas: Pixels, labels: Sequence[tuple[PixelBox | None, str, Colour]]) -> Pixels:
+    """Write labels (extent of the box, text, colour), in the reverse order, next to their boxes."""
     height, width = canvas.shape[:2]
     font = load_font(min(24, max(11, round(min(height, width) / 34))))
     picture = Image.fromarray(canvas)
     pen = ImageDraw.Draw(picture)
-    # one height for all labels, whichever letters they have
-    ascent_box = pen.textbbox((0, 0), "Agj", font=font)
-    label_height = math.ceil(ascent_box[3] - ascent_box[1]) + 2 * LABEL_PADDING_PX
-    taken: list[PixelBox] = []
-    # the smallest first: their places are the fewest
-    for span, text, colour in reversed(tagged):
-        if span is None or not text:
+    # all labels have the same height, with or without ascenders and descenders
+    text_box = pen.textbbox((0, 0), "Agj", font=font)
+    label_height = math.ceil(text_box[3] - text_box[1]) + 2 * LABEL_PADDING_PX
+    occupied: list[PixelBox] = []
+    # the smallest first: they have the fewest possible places
+    for extent, text, colour in reversed(labels):
+        if extent is None or not text:
             continue
         label_width = math.ceil(pen.textlength(text, font=font)) + 2 * LABEL_PADDING_PX
-        place = _place_label(span, label_width, label_height, PixelBox(0, 0, width, height), taken)
-        taken.append(place)
+        place = _place_label(extent, label_width, label_height, PixelBox(0, 0, width, height), occupied)
+        occupied.append(place)
         pen.rectangle((place.left, place.top, place.right - 1, place.bottom - 1), fill=colour)
-        corner = (place.left + LABEL_PADDING_PX, place.top + LABEL_PADDING_PX - ascent_box[1])
+        corner = (place.left + LABEL_PADDING_PX, place.top + LABEL_PADDING_PX - text_box[1])
         pen.text(corner, text, fill=readable_on(colour), font=font)
     return np.array(picture, dtype=np.uint8)
 
 
 def _place_label(
-    span: PixelBox, label_width: int, label_height: int, frame: PixelBox, taken: Sequence[PixelBox]
+    extent: PixelBox, label_width: int, label_height: int, frame: PixelBox, occupied: Sequence[PixelBox]
 ) -> PixelBox:
-    """The first free of: above the box, below it, within its top, within its bottom; left before right."""
+    """The first free place of: above the box, below it, at its top, at its bottom; left before right."""
     places = []
-    for top in (span.top - label_height, span.bottom, span.top, span.bottom - label_height):
-        for left in (span.left, span.right - label_width):
-            # pushed into the image; a label wider than the image keeps its beginning
+    for top in (extent.top - label_height, extent.bottom, extent.top, extent.bottom - label_height):
+        for left in (extent.left, extent.right - label_width):
+            # moved into the image; a label wider than the image shows its beginning
             x = max(0, min(left, frame.right - label_width))
             y = max(0, min(top, frame.bottom - label_height))
             right, bottom = min(frame.right, x + label_width), min(frame.bottom, y + label_height)
             places.append(PixelBox(x, y, right, bottom))
-    free = (place for place in places if not any(place.overlaps(other) for other in taken))
+    free = (place for place in places if not any(place.overlaps(other) for other in occupied))
     return next(free, places[0])

@@ -1,4 +1,4 @@
-"""Plots that compare nets: curves of runs, a figure for each layer, and the tables of parameters and multiply-adds."""
+"""Plots that compare nets: curves of their runs, statistics of their layers, parameters and multiply-adds."""
 
 from __future__ import annotations
 
@@ -14,15 +14,28 @@ from resnet_backbone.errors import InvalidValue
 
 from .curves import TRAIN_ERROR, by_step, column, read_metrics, smooth
 
-SMOOTHING = 12  # lines of metrics.jsonl that a point of a curve is the mean of
+SMOOTHING = 12  # lines of metrics.jsonl averaged for each point of a curve
 
 
 def read_run(metrics: Path) -> dict[str, Any]:
-    """metrics.jsonl of a classifier's run -> its curves: train (step, loss, error) and val (step, error)."""
+    """Read the curves of a classifier's run.
+
+    Args:
+        metrics: the run's metrics.jsonl.
+
+    Returns:
+        {"train": {"step", "loss", "error"}, "val": {"step", "error"}}, each a list; errors are top-1, 0..1.
+
+    Raises:
+        MissingFile: there is no such file.
+        InvalidValue: it is not the metrics.jsonl of a classifier's run, or the run has no training step.
+    """
     records = read_metrics(metrics)
     train, val = by_step(records, "train"), by_step(records, "val")
     if not train or TRAIN_ERROR not in train[0]:
-        raise InvalidValue(f"{metrics} has no training errors: it is no classifier's run, or one that never began")
+        raise InvalidValue(
+            f"{metrics} has no training errors: give metrics.jsonl of a classifier's run that logged a training step"
+        )
     return {
         "train": {
             "step": [record["step"] for record in train],
@@ -34,40 +47,57 @@ def read_run(metrics: Path) -> dict[str, Any]:
 
 
 def write_run_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], out: Path, title: str) -> None:
-    """runs: net -> its runs' curves (`read_run`), one a seed. Left training loss, right errors: thin lines of the
-    training images, thick with dots of the test images, as in the paper's figure 6."""
+    """Plot training loss (left) and errors (right) of runs, as in figure 6 of the paper.
+
+    Thin lines are errors on the augmented training images, thick lines with dots are errors on the test images.
+
+    Args:
+        runs: by net: curves of its runs as `read_run` returns them, one run per seed.
+        out: picture to write, in the format of its suffix; its folder is created.
+        title: heading.
+    """
     figure, (left, right) = _figure(2, title)
-    for index, (net, seeds) in enumerate(runs.items()):
+    for index, (net, runs_of_net) in enumerate(runs.items()):
         style, colour = _style(net), f"C{index}"
-        for number, run in enumerate(seeds):
+        for number, run in enumerate(runs_of_net):
             label = net if number == 0 else None
             train, val = run["train"], run["val"]
             left.plot(train["step"], smooth(train["loss"], SMOOTHING), style, color=colour, linewidth=1.3, label=label)
-            errors = [100 * value for value in smooth(train["error"], SMOOTHING)]
-            right.plot(train["step"], errors, style, color=colour, linewidth=0.8)
-            tested = [100 * value for value in val["error"]]
-            right.plot(val["step"], tested, style + "o", color=colour, linewidth=1.8, markersize=3, label=label)
+            train_errors = [100 * value for value in smooth(train["error"], SMOOTHING)]
+            right.plot(train["step"], train_errors, style, color=colour, linewidth=0.8)
+            test_errors = [100 * value for value in val["error"]]
+            right.plot(val["step"], test_errors, style + "o", color=colour, linewidth=1.8, markersize=3, label=label)
     left.set_ylabel("training loss, nats")
     right.set_ylabel("top-1 error, %")
     right.set_title("thin: training images, dots: test images", fontsize="small")
     for panel in (left, right):
         panel.set_xlabel("step")
         panel.legend(fontsize="small")
-    left.set_ylim(top=2.5)  # the first steps of deep nets tower above all that follows
+    left.set_ylim(top=2.5)  # the first losses of deep nets are far above all others
     _save(figure, out)
 
 
 def write_layer_plot(
     layers: Mapping[str, Mapping[str, float]], out: Path, *, title: str, quantity: str, logarithmic: bool = False
 ) -> None:
-    """layers: net -> layer -> figure. Left in the order of the layers, right by size, as in the paper's figure 7."""
+    """Plot one statistic of each layer, in the order of the layers (left) and sorted by value (right).
+
+    Source: figure 7 of the paper.
+
+    Args:
+        layers: by net: value by layer, in the order of the layers.
+        out: picture to write, in the format of its suffix; its folder is created.
+        title: heading.
+        quantity: label of the vertical axis.
+        logarithmic: whether the vertical axis is logarithmic.
+    """
     figure, (left, right) = _figure(2, title)
     for index, (net, values) in enumerate(layers.items()):
-        along = list(values.values())
-        for panel, drawn in ((left, along), (right, sorted(along, reverse=True))):
-            panel.plot(range(1, len(drawn) + 1), drawn, _style(net), color=f"C{index}", linewidth=1.3, label=net)
-    left.set_xlabel("layer, from the image on")
-    right.set_xlabel("layers, sorted by size")
+        in_order = list(values.values())
+        for panel, series in ((left, in_order), (right, sorted(in_order, reverse=True))):
+            panel.plot(range(1, len(series) + 1), series, _style(net), color=f"C{index}", linewidth=1.3, label=net)
+    left.set_xlabel("layer, from input to output")
+    right.set_xlabel("layers, sorted by value")
     for panel in (left, right):
         panel.set_ylabel(quantity)
         panel.legend(fontsize="small")
@@ -79,7 +109,12 @@ def write_layer_plot(
 
 
 def write_counts_plot(counts: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """counts: rows of `NetCounts.to_json`. Parameters against multiply-adds; rings are the paper's figures."""
+    """Plot parameters over multiply-adds, for 224x224 (left) and 32x32 images (right). Rings are the paper's figures.
+
+    Args:
+        counts: one per net, as `NetCounts.to_json` returns them.
+        out: picture to write, in the format of its suffix; its folder is created.
+    """
     figure, panels = _figure(2, "parameters and multiply-adds")
     for panel, cifar in zip(panels, (False, True)):
         rings: dict[tuple[float, float], list[str]] = {}
@@ -89,7 +124,7 @@ def write_counts_plot(counts: Sequence[Mapping[str, Any]], out: Path) -> None:
             x, y = row["multiply_adds"], row["parameters"]
             panel.plot(x, y, "s" if row["net"].startswith("plain") else "o", color="C0", markersize=4)
             if row["paper_parameters"] or row["paper_multiply_adds"]:
-                # a plain net and its twin share a ring: the paper's figures are rounded
+                # a plain net and the ResNet of its depth share a ring, since the paper's figures are rounded
                 ring = row["paper_multiply_adds"] or x, row["paper_parameters"] or round(y, -6)
                 rings.setdefault(ring, []).append(row["net"])
         for ring, names in rings.items():
@@ -98,7 +133,7 @@ def write_counts_plot(counts: Sequence[Mapping[str, Any]], out: Path) -> None:
         panel.set_xscale("log")
         panel.set_yscale("log")
         panel.margins(x=0.35, y=0.15)
-        panel.set_xlabel("multiply-adds of an image of " + ("32x32" if cifar else "224x224"))
+        panel.set_xlabel("multiply-adds for an image of " + ("32x32" if cifar else "224x224"))
         panel.set_ylabel("parameters  (ring: the paper's figure)")
     _save(figure, out)
 

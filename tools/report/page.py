@@ -1,4 +1,4 @@
-"""A contact sheet: many images and their captions on one page."""
+"""Contact sheets: images with captions on one page."""
 
 from __future__ import annotations
 
@@ -28,9 +28,18 @@ def write_page(
     tile_px: int = 320,
     title: str = "",
 ) -> None:
-    """Writes a PNG with the tiles in rows, each scaled to fit a square of tile_px, its caption below it.
+    """Write a PNG with images in rows, each with its caption below. A row is as high as its tallest image.
 
-    tiles: (H, W, 3) uint8 RGB of any sizes. A row is as high as its tallest tile.
+    Args:
+        path: file to write; its folder is created.
+        tiles: images (H, W, 3) uint8 RGB, of any sizes.
+        captions: one per image; shortened to fit.
+        columns: maximum number of images per row.
+        tile_px: side of the square that each image is scaled to fit, pixels.
+        title: heading of the page; none if empty.
+
+    Raises:
+        InvalidValue: there are no images, or not one caption for each, or `columns` is less than 1.
     """
     if not tiles or len(captions) != len(tiles) or columns < 1:
         raise InvalidValue(
@@ -46,18 +55,12 @@ def write_page(
     height = GAP_PX + title_px + sum(row_height + CAPTION_PX + GAP_PX for row_height in row_heights)
 
     page = Image.new("RGB", (width, height), PAPER)
-    pen = ImageDraw.Draw(page)
     if title:
         heading = shorten(title, load_font(22), width - 2 * GAP_PX)
-        pen.text((GAP_PX, GAP_PX), heading, fill=INK, font=load_font(22))
+        ImageDraw.Draw(page).text((GAP_PX, GAP_PX), heading, fill=INK, font=load_font(22))
     top = GAP_PX + title_px
     for row, row_height in zip(rows, row_heights, strict=True):
-        for column, i in enumerate(row):
-            left = GAP_PX + column * (tile_px + GAP_PX)
-            page.paste(pictures[i], (left + (tile_px - pictures[i].width) // 2, top))
-            # below its own tile, not below the row: far from a flat tile it would seem to be the next row's
-            line = shorten(captions[i], load_font(14), tile_px)
-            pen.text((left, top + pictures[i].height + 4), line, fill=INK, font=load_font(14))
+        _draw_row(page, [(pictures[i], captions[i]) for i in row], top, tile_px)
         top += row_height + CAPTION_PX + GAP_PX
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,13 +68,24 @@ def write_page(
 
 
 def shorten(text: str, font: Font, width_px: int) -> str:
-    """The text, or as much of its beginning as fits with an ellipsis."""
+    """Shorten a text to a width in pixels, with an ellipsis at the end; a text that fits is returned unchanged."""
     if font.getlength(text) <= width_px:
         return text
-    kept = len(text)
-    while kept and font.getlength(text[:kept].rstrip() + "…") > width_px:
-        kept -= 1
-    return text[:kept].rstrip() + "…"
+    length = len(text)
+    while length and font.getlength(text[:length].rstrip() + "…") > width_px:
+        length -= 1
+    return text[:length].rstrip() + "…"
+
+
+def _draw_row(page: Image.Image, row: Sequence[tuple[Image.Image, str]], top: int, tile_px: int) -> None:
+    """Draw pictures with their captions, from left to right."""
+    pen = ImageDraw.Draw(page)
+    for column, (picture, caption) in enumerate(row):
+        left = GAP_PX + column * (tile_px + GAP_PX)
+        page.paste(picture, (left + (tile_px - picture.width) // 2, top))
+        # below its picture, not below the row: far from a flat picture, it would seem to belong to the next row
+        text = shorten(caption, load_font(14), tile_px)
+        pen.text((left, top + picture.height + 4), text, fill=INK, font=load_font(14))
 
 
 def _fit(tile: npt.NDArray[np.uint8], tile_px: int) -> Image.Image:

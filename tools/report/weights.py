@@ -1,29 +1,39 @@
-"""What a detector starts from, as a table: which tensors were loaded, and which stay at their initial values."""
+"""Initial weights of a net, as a table: which tensors were loaded, and which are at their initial values."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
 from rich import box
-from rich.markup import escape
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 
-def weights_table(keys: Iterable[str], loaded: Collection[str], origin: str) -> Table:
-    """keys: a detector's tensors; loaded: those of them that came from `origin`. One row a part, in the journey's
-    order; where a part was loaded but for some tensors, these are named."""
+def weights_table(keys: Iterable[str], loaded: Collection[str], weights: str) -> Group:
+    """Build the table of loaded tensors: one row for each part of the net, the first component of the keys.
+
+    Args:
+        keys: keys of the net's state dict, in its order. `num_batches_tracked` is not counted.
+        loaded: those keys that were loaded.
+        weights: name of the file that they were loaded from.
+
+    Returns:
+        A heading and the table, to print together. It lists the keys at their initial values, or "all" if nothing of a
+        part was loaded.
+    """
     parts: dict[str, list[str]] = {}
     for key in keys:
         if not key.endswith("num_batches_tracked"):
             parts.setdefault(key.split(".")[0], []).append(key)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"Weights from {escape(origin)}")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("part")
     table.add_column("loaded", justify="right")
     table.add_column("at initial values", justify="right")
-    table.add_column("namely", overflow="fold")
-    for part, own in parts.items():
-        initial = [key for key in own if key not in loaded]
-        named = "all" if len(initial) == len(own) else ", ".join(key.removeprefix(f"{part}.") for key in initial)
+    table.add_column("keys at initial values", overflow="fold")
+    for part, part_keys in parts.items():
+        initial = [key for key in part_keys if key not in loaded]
+        names = "all" if len(initial) == len(part_keys) else ", ".join(key.removeprefix(f"{part}.") for key in initial)
         style = "yellow" if initial else ""
-        table.add_row(part, f"{len(own) - len(initial):,}", f"{len(initial):,}", escape(named), style=style)
-    return table
+        table.add_row(Text(part), f"{len(part_keys) - len(initial):,}", f"{len(initial):,}", Text(names), style=style)
+    return Group(Text(f"Weights from {weights}", style="italic", overflow="fold"), table)

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from heads.kernels.roi_align import SMALL_GRID, roi_align, separable_roi_align
+from heads.kernels import roi_align, roi_align_products
+from heads.kernels.roi_align import SMALL_GRID
 
 
 def regions(count: int, images: int, reach: float) -> Tensor:
@@ -35,7 +36,7 @@ def test_values_and_gradients_are_torchvisions(
     torch.manual_seed(seed)
     feature = torch.randn(2, 3, *grid, dtype=torch.float64, requires_grad=True)
     rois = regions(9, 2, max(grid) / scale)
-    found = separable_roi_align(feature, rois, size=size, scale=scale, samples=samples, aligned=aligned)
+    found = roi_align_products(feature, rois, size=size, scale=scale, samples=samples, aligned=aligned)
     want = tv.roi_align(feature, rois, size, scale, samples, aligned=aligned)
     torch.testing.assert_close(found, want, rtol=1e-9, atol=1e-9)
     weight = torch.randn_like(want)
@@ -47,7 +48,7 @@ def test_a_region_below_one_cell_takes_one_sample_wherever_it_lies() -> None:
     """Without `aligned` it is widened to one cell: 0.1 + 1 - 0.1 is more than one, and would be two samples."""
     feature, corner = torch.randn(1, 2, 9, 9, dtype=torch.float64), torch.linspace(0, 7, 200, dtype=torch.float64)
     rois = torch.stack([corner * 0, corner, corner, corner + 0.5, corner + 0.25], dim=1)
-    found = separable_roi_align(feature, rois, size=1, scale=1.0, samples=0, aligned=False)
+    found = roi_align_products(feature, rois, size=1, scale=1.0, samples=0, aligned=False)
     torch.testing.assert_close(found, tv.roi_align(feature, rois, 1, 1.0, 0, aligned=False), rtol=1e-9, atol=1e-9)
 
 

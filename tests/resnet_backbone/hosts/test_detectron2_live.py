@@ -158,9 +158,9 @@ def test_freezing_later(imagenet_weights: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("NUM_GROUPS", 32, "NUM_GROUPS=32 is not here: a ResNet-50 has 1"),
-        ("DEPTH", 77, "DEPTH=77 is not here"),
-        ("NORM", "LN", "'LN' is not here: give one of FrozenBN"),
+        ("NUM_GROUPS", 32, "NUM_GROUPS=32 is not supported: set it to 1 for a ResNet-50"),
+        ("DEPTH", 77, "DEPTH=77 is not supported"),
+        ("NORM", "LN", "'LN' is not supported: give one of FrozenBN"),
         ("DEFORM_ON_PER_STAGE", [False, True, True, True], "deformable"),
     ],
 )

@@ -38,7 +38,7 @@ def asked(host: str, *paths: Path) -> str:
 @pytest.mark.skipif(importlib.util.find_spec("detectron2") is not None, reason="detectron2 is installed")
 def test_a_host_that_is_missing() -> None:
     said = asked("detectron2")
-    assert "detectron2 is not installed, 0.6 or newer is wanted: " + HOSTS["detectron2"].install in said
+    assert "detectron2 is not installed, 0.6 or newer is required: " + HOSTS["detectron2"].install in said
 
 
 @pytest.mark.parametrize("host", list(HOSTS))
@@ -51,7 +51,7 @@ def test_a_host_that_is_too_old(host: str, tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {wanted.distribution}\nVersion: 0.3.9\n")
     said = asked(host, tmp_path)
-    assert f"{wanted.distribution} 0.3.9 is too old, {wanted.at_least} or newer is wanted: {wanted.install}" in said
+    assert f"{wanted.distribution} 0.3.9 is too old, {wanted.at_least} or newer is required: {wanted.install}" in said
 
 
 def test_no_host_comes_in_unasked() -> None:

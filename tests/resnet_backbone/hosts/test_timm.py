@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -94,3 +96,33 @@ def test_what_timm_users_set() -> None:
         timm.create_model("resnet_backbone_resnet18", features_only=True, output_stride=16)
     with pytest.raises(ValueError, match="0 .C1. to 4 .C5."):
         timm.create_model("resnet_backbone_resnet18", features_only=True, out_indices=(1, 5))
+
+
+def step(net: Any, pixels: Tensor) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor], int]:
+    """Loss, gradients, buffers afterwards, and the bytes that are kept for the backward pass."""
+    saved: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = torch.stack([output.square().mean() for output in net(pixels)]).sum()
+    gradients = torch.autograd.grad(loss, list(net.parameters()))
+    return loss.detach(), gradients, dict(net.named_buffers()), sum(saved.values())
+
+
+@pytest.mark.parametrize("features_only", [False, True])
+def test_gradient_checkpointing_changes_neither_loss_nor_gradients_nor_statistics(features_only: bool) -> None:
+    plain = timm.create_model("resnet_backbone_resnet18", features_only=features_only).double().train()
+    checkpointed = copy.deepcopy(plain)
+    plain.set_grad_checkpointing(enable=False)
+    checkpointed.set_grad_checkpointing(enable=True)
+    assert checkpointed.grad_checkpointing and not plain.grad_checkpointing
+    pixels = torch.randn(4, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    loss, gradients, buffers, kept = step(plain, pixels)
+    same_loss, same_gradients, same_buffers, less = step(checkpointed, pixels)
+    assert torch.equal(loss, same_loss) and less < kept / 2
+    for gradient, same_gradient in zip(gradients, same_gradients, strict=True):
+        torch.testing.assert_close(same_gradient, gradient, rtol=1e-12, atol=1e-14)
+    assert all(torch.equal(same_buffers[name], buffer) for name, buffer in buffers.items())

@@ -42,7 +42,7 @@ def test_offline_the_error_names_the_address_and_the_path_to_put_the_file(cache:
         build_backbone("resnet18", weights="imagenet1k_v1")
     said = str(error.value)
     assert "https://download.pytorch.org/models/resnet18-f37072fd.pth" in said
-    assert f"put it at {cache / 'resnet18-f37072fd.pth'}" in said and "Name or service not known" in said
+    assert f"copy the file to {cache / 'resnet18-f37072fd.pth'}" in said and "Name or service not known" in said
 
 
 def test_a_file_placed_by_hand_is_used_without_a_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from resnet_backbone import Preprocess, ResNetBackbone, ResNetClassifier, build_backbone, load_weights
+from resnet_backbone.build import save_weights
 from resnet_backbone.weights.certificate import CertificateMismatch, generated_pixels
-from resnet_backbone.weights.files import save_atomically, save_weights
-from resnet_backbone.weights.load import read_file, read_weights
+from resnet_backbone.weights.read import read_file, read_weights, save_atomically
 
 BGR = Preprocess(channel_order="bgr", value_range=255, mean=(103.53, 116.28, 123.675), std=(1.0, 1.0, 1.0))
 
@@ -91,7 +91,7 @@ def test_a_changed_meaning_is_found_at_the_stage_where_it_first_shows(
             meta = meta[name]
         meta[where[-1]] = value
 
-    with pytest.raises(CertificateMismatch, match=f"{stage} is the first stage that does not answer"):
+    with pytest.raises(CertificateMismatch, match=f"{stage} is the first stage whose output differs"):
         load_weights(empty(narrow), edited(path, edit))
 
 

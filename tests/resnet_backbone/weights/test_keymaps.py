@@ -18,8 +18,8 @@ from torch import Tensor
 
 from resnet_backbone import ResNetBackbone, ResNetClassifier, ResNetSpec, build_backbone, load_weights
 from resnet_backbone.blocks import BasicBlock, Bottleneck
-from resnet_backbone.weights.files import save_weights
-from resnet_backbone.weights.keymaps import body_in_layout, body_key_in_caffe2
+from resnet_backbone.build import save_weights
+from resnet_backbone.weights.keymaps import CAFFE2, body_in_layout
 
 from .conftest import NARROW, scrambled
 
@@ -83,7 +83,7 @@ def caffe2_pickle(net: ResNetClassifier, *, statistics: bool, path: Path) -> Non
     for key, value in net.state_dict().items():
         if key.endswith("num_batches_tracked") or (not statistics and "running" in key):
             continue
-        name = body_key_in_caffe2(key)
+        name = CAFFE2(key)
         if statistics and "_bn_" in name:
             stem, _, kind = name.rpartition("_")
             name = f"{stem}_{spelt[kind]}"

@@ -41,10 +41,10 @@ def test_a_published_hash_decides(tmp_path: Path) -> None:
     """Of the file's bytes, whatever it is called now."""
     path = tmp_path / "renamed.pth"
     path.write_bytes(b"weights")
-    known = {hashlib.sha256(b"weights").hexdigest()[:8]: "timm"}
-    assert resolve_source(("torchvision", "timm"), asked=None, path=path, known=known) == "timm"
+    hashes = {hashlib.sha256(b"weights").hexdigest()[:8]: "timm"}
+    assert resolve_source(("torchvision", "timm"), source=None, path=path, hashes=hashes) == "timm"
     with pytest.raises(AmbiguousWeights):
-        resolve_source(("torchvision", "mmdetection_caffe"), asked=None, path=path, known=known)
+        resolve_source(("torchvision", "mmdetection_caffe"), source=None, path=path, hashes=hashes)
 
 
 def test_the_hashes_are_prefixes_of_known_sources() -> None:
@@ -69,7 +69,7 @@ def test_what_nothing_decides_is_refused_with_the_choices(narrow: ResNetClassifi
         AmbiguousWeights, match="(?s)source='timm': RGB, stride on the 3x3.*caffe': BGR, stride on the 1x1"
     ):
         load_weights(ResNetClassifier(narrow.spec, num_classes=5), tmp_path / "net.pth")
-    with pytest.raises(ValueError, match="source='detectron2' has other names: these are of torchvision or timm"):
+    with pytest.raises(ValueError, match="source='detectron2' uses other keys: these are of torchvision or timm"):
         load_weights(ResNetClassifier(narrow.spec, num_classes=5), tmp_path / "net.pth", source="detectron2")
     with pytest.raises(ValueError, match="source='torchvison' is unknown: did you mean 'torchvision'"):
         load_weights(ResNetClassifier(narrow.spec, num_classes=5), tmp_path / "net.pth", source="torchvison")
@@ -99,7 +99,7 @@ def test_the_epsilon_of_torchvisions_first_detectors_is_adopted_or_refused(tmp_p
     torch.save({key: value for key, value in state.items() if ".fc." not in key}, tmp_path / "detector.pth")
     net = build_backbone("resnet18", weights=tmp_path / "detector.pth", source="torchvision_coco_v1")
     assert net.norm_eps == 0 and net.bn1.eps == 0
-    with pytest.raises(ValueError, match="a norm's epsilon of 0, this net has 1e-05"):
+    with pytest.raises(ValueError, match="an epsilon of 0 in the norms, this net has 1e-05"):
         load_weights(
             build_backbone("resnet18", norm="bn", frozen_stages=0),
             tmp_path / "detector.pth",

@@ -1,4 +1,4 @@
-"""Image, boxes and outlines travel together: what is coloured in the image is what the targets say."""
+"""Augmented boxes and masks lie on the augmented pixels of their objects."""
 
 from __future__ import annotations
 
@@ -34,14 +34,22 @@ def rle(box: Box, height: int, width: int) -> dict[str, Any]:
 
 
 def scene(
-    boxes: list[Box], height: int, width: int, kinds: str = "polygon", segmentations: list[Any] | None = None
+    boxes: list[Box], height: int, width: int, kind: str = "polygon", segmentations: list[Any] | None = None
 ) -> tuple[np.ndarray, ImageRecord]:
-    """A black image with the boxes filled, each in its own channel, and its record; kinds: polygon or rle."""
+    """A black image with filled boxes, each in its own channel, and its record.
+
+    Args:
+        boxes: at most three boxes, in pixels.
+        height: height of the image, pixels.
+        width: width of the image, pixels.
+        kind: segmentation of the objects, "polygon" or "rle".
+        segmentations: segmentations that replace those of the boxes.
+    """
     image = np.zeros((height, width, 3), np.uint8)
     for channel, (x1, y1, x2, y2) in enumerate(boxes):
         image[y1:y2, x1:x2, channel] = 255
     if segmentations is None:
-        segmentations = [polygon(b) if kinds == "polygon" else rle(b, height, width) for b in boxes]
+        segmentations = [polygon(b) if kind == "polygon" else rle(b, height, width) for b in boxes]
     record = ImageRecord(
         image_id=1,
         path=Path("scene.png"),
@@ -55,12 +63,12 @@ def scene(
 
 
 def extent(plane: torch.Tensor) -> list[int]:
-    """The bounds x1 y1 x2 y2 of the true pixels of (H, W)."""
+    """Bounding box x1 y1 x2 y2 of the True pixels of (H, W)."""
     rows, columns = plane.any(1).nonzero().flatten(), plane.any(0).nonzero().flatten()
     return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
 
 
-def gap(a: Any, b: Any) -> float:
+def max_difference(a: Any, b: Any) -> float:
     return float(np.abs(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)).max(initial=0.0))
 
 
@@ -81,58 +89,58 @@ def scenes(draw: st.DrawFn) -> tuple[list[Box], int, int]:
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(scenes(), st.integers(40, 160), st.booleans(), st.sampled_from(["polygon", "rle"]))
-def test_boxes_and_outlines_stay_on_the_coloured_pixels(
-    made: tuple[list[Box], int, int], short_side_px: int, flip: bool, kind: str
+def test_boxes_and_masks_stay_on_the_pixels_of_their_object(
+    layout: tuple[list[Box], int, int], short_side_px: int, flip: bool, kind: str
 ) -> None:
-    image, record = scene(*made, kind)
+    image, record = scene(*layout, kind)
     augment = Augment((short_side_px,), 400, float(flip), masks=True)
     pixels, targets = augment(image, record, seed=0)
     assert targets.labels.tolist() == record.labels.tolist()
     for channel, box in enumerate(targets.boxes.tolist()):
-        assert gap(extent(pixels[channel] >= 128), box) <= 1
+        assert max_difference(extent(pixels[channel] >= 128), box) <= 1
     if kind == "polygon":
         assert isinstance(targets.masks, PolygonMasks)
-        assert gap(outline_bounds(targets.masks), targets.boxes) <= 1e-3
+        assert max_difference(outline_bounds(targets.masks), targets.boxes) <= 1e-3
     else:
         assert isinstance(targets.masks, BitMasks)
         assert targets.masks.bits.shape[1:] == pixels.shape[1:]
         for bits, box in zip(targets.masks.bits, targets.boxes.tolist()):
-            assert gap(extent(bits), box) <= 1
+            assert max_difference(extent(bits), box) <= 1
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(scenes(), st.sampled_from(["polygon", "rle"]))
-def test_a_flip_alone_is_exact(made: tuple[list[Box], int, int], kind: str) -> None:
-    boxes, height, width = made
+def test_a_flip_without_a_resize_is_exact(layout: tuple[list[Box], int, int], kind: str) -> None:
+    boxes, height, width = layout
     image, record = scene(boxes, height, width, kind)
     pixels, targets = Augment((min(height, width),), 400, 1.0, masks=True)(image, record, seed=0)
     assert np.array_equal(pixels.permute(1, 2, 0).numpy(), image[:, ::-1])
-    wanted = [[width - x2, y1, width - x1, y2] for x1, y1, x2, y2 in boxes]
-    assert gap(targets.boxes, wanted) <= 1e-4
+    expected = [[width - x2, y1, width - x1, y2] for x1, y1, x2, y2 in boxes]
+    assert max_difference(targets.boxes, expected) <= 1e-4
     assert isinstance(targets.masks, (PolygonMasks, BitMasks))
     bits = targets.masks if isinstance(targets.masks, BitMasks) else targets.masks.rasterise(height, width)
     for channel, plane in enumerate(bits.bits):
-        assert extent(plane) == wanted[channel]
+        assert extent(plane) == expected[channel]
         assert bool((plane == (pixels[channel] == 255)).all())
 
 
-def test_objects_of_several_polygons_keep_their_own(tmp_path: Path) -> None:
+def test_objects_of_several_polygons_keep_their_polygons(tmp_path: Path) -> None:
     boxes: list[Box] = [(10, 10, 40, 40), (50, 20, 90, 50)]
     parts = [[10, 10, 20, 10, 20, 20], [30, 30, 40, 30, 40, 40, 35, 40]], [[50, 20, 90, 20, 90, 50]]
     image, record = scene(boxes, 60, 100, segmentations=list(parts))
     _, targets = Augment((60,), 400, 1.0, masks=True)(image, record, seed=0)
     assert isinstance(targets.masks, PolygonMasks)
-    for polygons, before in zip(targets.masks.polygons, parts, strict=True):
-        for moved, flat in zip(polygons, before, strict=True):
+    for polygons, originals in zip(targets.masks.polygons, parts, strict=True):
+        for moved, flat in zip(polygons, originals, strict=True):
             points = np.array(flat, dtype=np.float64).reshape(-1, 2)
-            assert gap(moved, np.stack([100 - points[:, 0], points[:, 1]], axis=1)) <= 1e-4
+            assert max_difference(moved, np.stack([100 - points[:, 0], points[:, 1]], axis=1)) <= 1e-4
 
 
-def test_the_short_side_is_drawn_from_the_list_under_the_cap() -> None:
+def test_the_short_side_is_drawn_from_the_list_and_the_long_side_is_limited() -> None:
     image, record = scene([(10, 10, 60, 60)], 100, 300)
     augment = Augment((64, 80, 128), 256, 0.0, masks=True)
     sizes = {tuple(augment(image, record, seed)[0].shape[1:]) for seed in range(40)}
-    # 128 would give a long side of 384: the cap of 256 leaves 85
+    # a short side of 128 gives a long side of 384; the limit of 256 reduces the short side to 85
     assert sizes == {(64, 192), (80, 240), (85, 256)}
 
 
@@ -140,10 +148,10 @@ def same(a: tuple[torch.Tensor, Targets], b: tuple[torch.Tensor, Targets]) -> bo
     return a[0].shape == b[0].shape and torch.equal(a[0], b[0]) and torch.equal(a[1].boxes, b[1].boxes)
 
 
-def test_the_seed_and_nothing_else_decides() -> None:
+def test_the_result_depends_on_the_seed_only() -> None:
     image, record = scene([(10, 10, 60, 60)], 100, 140)
-    made = Augment((64, 80, 96, 112), 400, 0.5, masks=True)
-    first = [made(image, record, seed) for seed in range(12)]
+    augment = Augment((64, 80, 96, 112), 400, 0.5, masks=True)
+    first = [augment(image, record, seed) for seed in range(12)]
     np.random.seed(5)
     torch.manual_seed(5)
     again = [Augment((64, 80, 96, 112), 400, 0.5, masks=True)(image, record, seed) for seed in reversed(range(12))]
@@ -151,7 +159,7 @@ def test_the_seed_and_nothing_else_decides() -> None:
     assert sum(not same(first[0], other) for other in first[1:]) >= 8
 
 
-def test_flips_happen_as_often_as_asked() -> None:
+def test_flips_have_the_requested_probability() -> None:
     image, record = scene([(0, 0, 20, 20)], 64, 64)
     augment = Augment((64,), 64, 0.25, masks=False)
     flipped = sum(float(augment(image, record, seed)[1].boxes[0, 0]) > 32 for seed in range(160))
@@ -164,11 +172,11 @@ def test_polygons_and_rle_in_one_image_become_bitmaps() -> None:
     _, targets = Augment((120,), 400, 1.0, masks=True)(image, record, seed=0)
     assert isinstance(targets.masks, BitMasks) and tuple(targets.masks.bits.shape) == (2, 120, 200)
     for bits, box in zip(targets.masks.bits, targets.boxes.tolist()):
-        assert gap(extent(bits), box) <= 1
+        assert max_difference(extent(bits), box) <= 1
 
 
 @pytest.mark.parametrize("masks", [True, False])
-def test_an_image_without_boxes(masks: bool) -> None:
+def test_an_image_without_boxes_gives_empty_targets(masks: bool) -> None:
     image, record = scene([], 60, 100)
     pixels, targets = Augment((30,), 400, 1.0, masks=masks)(image, record, seed=0)
     assert tuple(pixels.shape) == (3, 30, 50)
@@ -177,13 +185,13 @@ def test_an_image_without_boxes(masks: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", ["polygon", "rle"])
-def test_without_masks_there_are_none(kind: str) -> None:
+def test_targets_have_no_masks_unless_requested(kind: str) -> None:
     image, record = scene([(10, 10, 40, 30)], 60, 100, kind)
     _, targets = Augment((60,), 400, 0.5, masks=False)(image, record, seed=0)
     assert targets.masks is None and len(targets) == 1
 
 
-def test_the_smallest_objects_survive() -> None:
+def test_the_smallest_objects_are_kept() -> None:
     image, record = scene([], 400, 600)
     boxes = np.array([[10.2, 10.2, 10.7, 10.9], [0, 0, 600, 400], [599.5, 399.5, 600, 400]])
     outlines = [[[x1, y1, x2, y1, x2, y2]] for x1, y1, x2, y2 in boxes.tolist()]
@@ -191,42 +199,42 @@ def test_the_smallest_objects_survive() -> None:
     for flip in (0.0, 1.0):
         _, targets = Augment((100,), 400, flip, masks=True)(image, record, seed=0)
         assert targets.labels.tolist() == [2, 0, 1]
-        wanted = boxes / 4
+        expected = boxes / 4
         if flip:
-            wanted = np.stack([150 - wanted[:, 2], wanted[:, 1], 150 - wanted[:, 0], wanted[:, 3]], axis=1)
-        assert gap(targets.boxes, wanted) <= 1e-3
+            expected = np.stack([150 - expected[:, 2], expected[:, 1], 150 - expected[:, 0], expected[:, 3]], axis=1)
+        assert max_difference(targets.boxes, expected) <= 1e-3
 
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_real_images_agree_with_torchvisions_transforms(flip: bool, coco_mini: Path) -> None:
     data = load_coco(coco_mini / "val2017", coco_mini / "annotations" / "instances_val2017.json", masks=True)
     augment = Augment((200,), 300, float(flip), masks=True)
-    polygonal = 0
+    polygon_images = 0
     for record in data.records[:10]:
         pixels, targets = augment(read_checked(record), record, seed=0)
         canvas = record.size.height, record.size.width
         boxes = tv_tensors.BoundingBoxes(torch.from_numpy(record.boxes), format="XYXY", canvas_size=canvas)
         boxes = v2.functional.resize(boxes, list(pixels.shape[1:]))
         boxes = v2.functional.horizontal_flip(boxes) if flip else boxes
-        assert gap(targets.boxes, boxes.as_subclass(torch.Tensor)) <= 1e-3
+        assert max_difference(targets.boxes, boxes.as_subclass(torch.Tensor)) <= 1e-3
         if isinstance(targets.masks, PolygonMasks) and len(targets):
-            polygonal += 1
+            polygon_images += 1
             scale = np.array([pixels.shape[2] / record.size.width, pixels.shape[1] / record.size.height])
-            for polygons, before in zip(targets.masks.polygons, record.segmentations, strict=True):
-                for moved, flat in zip(polygons, before, strict=True):
+            for polygons, originals in zip(targets.masks.polygons, record.segmentations, strict=True):
+                for moved, flat in zip(polygons, originals, strict=True):
                     points = np.array(flat).reshape(-1, 2) * scale
                     points[:, 0] = pixels.shape[2] - points[:, 0] if flip else points[:, 0]
-                    assert gap(moved, points) <= 1e-3
-    assert polygonal >= 6
+                    assert max_difference(moved, points) <= 1e-3
+    assert polygon_images >= 6
 
 
-def test_the_size_drawn_does_not_depend_on_the_flip() -> None:
-    """Albumentations seeds every transform's `random.Random` alike: drawn from there, large meant flipped."""
+def test_the_size_is_independent_of_the_flip() -> None:
+    """albumentations seeds `py_random` of every transform alike: a size drawn from it would depend on the flip."""
     boxes: list[Box] = [(4, 10, 20, 30)]
     image, record = scene(boxes, 40, 60)
     augment = Augment((64, 96), 400, 0.5, masks=False)
-    made = [augment(image, record, seed) for seed in range(200)]
-    large = [float(t.boxes[0, 0]) > p.shape[2] / 2 for p, t in made if p.shape[1] == 96]
-    small = [float(t.boxes[0, 0]) > p.shape[2] / 2 for p, t in made if p.shape[1] == 64]
+    samples = [augment(image, record, seed) for seed in range(200)]
+    large = [float(t.boxes[0, 0]) > p.shape[2] / 2 for p, t in samples if p.shape[1] == 96]
+    small = [float(t.boxes[0, 0]) > p.shape[2] / 2 for p, t in samples if p.shape[1] == 64]
     for flipped in (large, small):
         assert 0.3 < sum(flipped) / len(flipped) < 0.7  # one half +- 4 standard deviations

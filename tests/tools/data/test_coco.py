@@ -1,4 +1,4 @@
-"""Nothing enters training that the file does not say, and nothing is left out without a count."""
+"""Records match the annotation file, everything dropped is counted, and wrong files give clear errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from tools.data.coco import BadAnnotations, CocoData, load_coco, restrict
 
-# contiguous neither in the ids nor in their order
+# ids neither contiguous nor sorted
 CATEGORIES = [{"id": 50, "name": "ship"}, {"id": 7, "name": "cat"}, {"id": 12, "name": "tree"}]
 SQUARE = [[10, 10, 30, 10, 30, 30, 10, 30]]
 
@@ -24,7 +24,7 @@ def annotation(image_id: int, category_id: int, bbox: list[float], **more: Any) 
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
-    """Two real images of 80 x 60, of which the file names the one with the greater id first, and these annotations."""
+    """A function that writes two images of 80 x 60, listed by descending id, with the given annotations."""
 
     def make(annotations: list[dict[str, Any]], **parts: Any) -> tuple[Path, Path]:
         folder = tmp_path / "images"
@@ -45,8 +45,8 @@ def boxes_of(data: CocoData) -> list[list[list[float]]]:
 
 
 def test_labels_follow_the_category_ids_and_records_the_image_ids(write: Callable[..., tuple[Path, Path]]) -> None:
-    made = write([annotation(4, 12, [0, 0, 5, 5]), annotation(9, 7, [1, 2, 3, 4]), annotation(4, 50, [5, 5, 9, 9])])
-    data = load_coco(*made)
+    files = write([annotation(4, 12, [0, 0, 5, 5]), annotation(9, 7, [1, 2, 3, 4]), annotation(4, 50, [5, 5, 9, 9])])
+    data = load_coco(*files)
     assert data.category_ids == (7, 12, 50) and data.class_names == ("cat", "tree", "ship")
     assert [record.image_id for record in data.records] == [4, 9]
     assert [record.labels.tolist() for record in data.records] == [[1, 2], [0]]
@@ -55,7 +55,7 @@ def test_labels_follow_the_category_ids_and_records_the_image_ids(write: Callabl
     assert dict(data.dropped) == {}
 
 
-def test_crowds_are_kept_out_and_counted(write: Callable[..., tuple[Path, Path]]) -> None:
+def test_crowds_are_left_out_and_counted(write: Callable[..., tuple[Path, Path]]) -> None:
     crowd = annotation(4, 7, [0, 0, 50, 50], iscrowd=1, segmentation={"size": [60, 80], "counts": [0, 4800]})
     data = load_coco(*write([crowd, annotation(4, 7, [1, 1, 5, 5]), {**crowd, "image_id": 9}]), masks=True)
     assert [len(record.boxes) for record in data.records] == [1, 0]
@@ -75,7 +75,7 @@ BAD_BOXES = [
 
 
 @pytest.mark.parametrize(("box", "reason"), BAD_BOXES)
-def test_a_box_that_nothing_can_be_learnt_from_is_dropped_with_a_count(
+def test_a_box_that_is_empty_or_not_finite_is_dropped_with_a_count(
     box: list[float], reason: str, write: Callable[..., tuple[Path, Path]]
 ) -> None:
     data = load_coco(*write([annotation(4, 7, box), annotation(4, 7, [1, 1, 5, 5])]))
@@ -89,27 +89,27 @@ def test_boxes_are_clipped_to_their_image(write: Callable[..., tuple[Path, Path]
     assert dict(data.dropped) == {}
 
 
-def test_min_box_px_is_a_side_that_is_just_too_small(write: Callable[..., tuple[Path, Path]]) -> None:
-    made = write([annotation(4, 7, [0, 0, 4, 9]), annotation(4, 7, [0, 0, 4.5, 9])])
-    data = load_coco(*made, min_box_px=4)
+def test_min_box_px_drops_sides_of_exactly_this_length(write: Callable[..., tuple[Path, Path]]) -> None:
+    files = write([annotation(4, 7, [0, 0, 4, 9]), annotation(4, 7, [0, 0, 4.5, 9])])
+    data = load_coco(*files, min_box_px=4)
     assert boxes_of(data) == [[[0, 0, 4.5, 9]], []]
     assert dict(data.dropped) == {"box side of 4 px or less": 1}
 
 
-def test_objects_without_an_outline_are_dropped_where_masks_are_learnt(
+def test_objects_without_an_outline_are_dropped_if_masks_are_needed(
     write: Callable[..., tuple[Path, Path]],
 ) -> None:
-    nothing = [[], [[]], [[1, 1, 2, 2]], None]
-    made = write([annotation(4, 7, [0, 0, 20, 20], segmentation=s) for s in [*nothing, SQUARE, [[3, 3], *SQUARE]]])
-    with_masks = load_coco(*made, masks=True)
+    unusable = [[], [[]], [[1, 1, 2, 2]], None]
+    files = write([annotation(4, 7, [0, 0, 20, 20], segmentation=s) for s in [*unusable, SQUARE, [[3, 3], *SQUARE]]])
+    with_masks = load_coco(*files, masks=True)
     assert dict(with_masks.dropped) == {"object without an outline": 4}
     assert with_masks.records[0].segmentations == (SQUARE, SQUARE)
-    assert len(load_coco(*made).records[0].boxes) == 6
+    assert len(load_coco(*files).records[0].boxes) == 6
 
 
-def test_images_without_boxes(write: Callable[..., tuple[Path, Path]]) -> None:
-    made = write([annotation(9, 7, [0, 0, 5, 5])])
-    kept, dropped = load_coco(*made), load_coco(*made, keep_empty=False)
+def test_images_without_boxes_are_kept_by_default(write: Callable[..., tuple[Path, Path]]) -> None:
+    files = write([annotation(9, 7, [0, 0, 5, 5])])
+    kept, dropped = load_coco(*files), load_coco(*files, keep_empty=False)
     assert [len(record.boxes) for record in kept.records] == [0, 1]
     assert [record.image_id for record in dropped.records] == [9]
     assert dict(dropped.dropped) == {"image without boxes": 1}
@@ -117,14 +117,14 @@ def test_images_without_boxes(write: Callable[..., tuple[Path, Path]]) -> None:
         load_coco(*write([]), keep_empty=False)
 
 
-def test_a_missing_image_stops_with_its_name_or_is_skipped_with_a_count(
+def test_a_missing_image_is_an_error_or_is_skipped_with_a_count(
     write: Callable[..., tuple[Path, Path]],
 ) -> None:
-    made = write([annotation(4, 7, [0, 0, 5, 5]), annotation(9, 7, [0, 0, 5, 5])])
-    (made[0] / "9.png").unlink()
+    files = write([annotation(4, 7, [0, 0, 5, 5]), annotation(9, 7, [0, 0, 5, 5])])
+    (files[0] / "9.png").unlink()
     with pytest.raises(FileNotFoundError, match="9.png, which is missing.*on_bad_image: skip"):
-        load_coco(*made)
-    data = load_coco(*made, skip_missing=True)
+        load_coco(*files)
+    data = load_coco(*files, skip_missing=True)
     assert [record.image_id for record in data.records] == [4]
     assert dict(data.dropped) == {"image file missing": 1}
 
@@ -132,19 +132,21 @@ def test_a_missing_image_stops_with_its_name_or_is_skipped_with_a_count(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"images": [', "is not whole JSON.*again"),
+        ('{"images": [', "is not complete JSON.*again"),
         ("[]", r"lacks \['images', 'annotations', 'categories'\]"),
         ('{"images": [], "annotations": []}', r"lacks \['categories'\]"),
     ],
 )
-def test_a_file_that_is_no_coco_file_is_named(text: str, message: str, write: Callable[..., tuple[Path, Path]]) -> None:
+def test_a_file_that_is_no_coco_file_is_an_error_with_its_name(
+    text: str, message: str, write: Callable[..., tuple[Path, Path]]
+) -> None:
     folder, annotations = write([])
     annotations.write_text(text)
     with pytest.raises(BadAnnotations, match=f"instances.json.*{message}"):
         load_coco(folder, annotations)
 
 
-def test_missing_folders_are_named(write: Callable[..., tuple[Path, Path]], tmp_path: Path) -> None:
+def test_missing_paths_are_errors_with_their_name(write: Callable[..., tuple[Path, Path]], tmp_path: Path) -> None:
     folder, annotations = write([])
     with pytest.raises(FileNotFoundError, match="nowhere.*data.*images"):
         load_coco(tmp_path / "nowhere", annotations)
@@ -153,26 +155,28 @@ def test_missing_folders_are_named(write: Callable[..., tuple[Path, Path]], tmp_
 
 
 @pytest.mark.parametrize(("image_id", "category_id"), [(5, 7), (4, 8)])
-def test_an_annotation_of_an_unlisted_image_or_category_is_named(
+def test_an_annotation_of_an_unlisted_image_or_category_is_an_error(
     image_id: int, category_id: int, write: Callable[..., tuple[Path, Path]]
 ) -> None:
-    with pytest.raises(BadAnnotations, match=f"annotation 1 names image {image_id} and category {category_id}"):
+    with pytest.raises(BadAnnotations, match=f"annotation 1 refers to image {image_id} and category {category_id}"):
         load_coco(*write([annotation(4, 7, [0, 0, 5, 5]), annotation(image_id, category_id, [0, 0, 5, 5])]))
 
 
-def test_ids_that_repeat_are_named(write: Callable[..., tuple[Path, Path]]) -> None:
+def test_repeated_ids_are_errors(write: Callable[..., tuple[Path, Path]]) -> None:
     with pytest.raises(BadAnnotations, match=r"category ids repeat: \[7\]"):
         load_coco(*write([], categories=[*CATEGORIES, {"id": 7, "name": "dog"}]))
-    twin = {"id": 9, "file_name": "4.png", "height": 60, "width": 80}
+    image = {"id": 9, "file_name": "4.png", "height": 60, "width": 80}
     with pytest.raises(BadAnnotations, match=r"image ids repeat: \[9\]"):
-        load_coco(*write([], images=[twin, {**twin, "file_name": "9.png"}]))
+        load_coco(*write([], images=[image, {**image, "file_name": "9.png"}]))
 
 
 @pytest.mark.parametrize(
     ("part", "key"),
     [("images", "height"), ("images", "file_name"), ("annotations", "bbox"), ("annotations", "category_id")],
 )
-def test_an_entry_that_lacks_a_key_is_named(part: str, key: str, write: Callable[..., tuple[Path, Path]]) -> None:
+def test_an_entry_without_a_required_key_is_an_error(
+    part: str, key: str, write: Callable[..., tuple[Path, Path]]
+) -> None:
     folder, path = write([annotation(4, 7, [0, 0, 5, 5])])
     content = json.loads(path.read_text())
     del content[part][0][key]
@@ -181,9 +185,9 @@ def test_an_entry_that_lacks_a_key_is_named(part: str, key: str, write: Callable
         load_coco(folder, path)
 
 
-def test_restrict_chooses_by_number_of_objects_then_by_id(write: Callable[..., tuple[Path, Path]]) -> None:
-    three = [annotation(9, 7, [0, 0, 5, 5])] * 2 + [annotation(4, 7, [0, 0, 5, 5])]
-    data = load_coco(*write(three))
+def test_restrict_selects_by_number_of_objects_then_by_id(write: Callable[..., tuple[Path, Path]]) -> None:
+    annotations = [annotation(9, 7, [0, 0, 5, 5])] * 2 + [annotation(4, 7, [0, 0, 5, 5])]
+    data = load_coco(*write(annotations))
     assert restrict(data, objects=None, max_images=None) == data
     assert [r.image_id for r in restrict(data, objects=(2, 9), max_images=None).records] == [9]
     assert [r.image_id for r in restrict(data, objects=None, max_images=1).records] == [4]

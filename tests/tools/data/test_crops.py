@@ -1,4 +1,4 @@
-"""Crops of training images: they are pieces of the image, drawn evenly, and a function of their seed alone."""
+"""Random crops are parts of the image at uniform positions, and depend only on their seed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ GREY = np.array([124, 116, 104])  # the mean colour, 255 * (0.485, 0.456, 0.406)
 
 
 def numbered(side: int) -> np.ndarray:
-    """Every pixel's red is its row, its green its column, its blue 255."""
+    """An image with its row in red, its column in green, and 255 in blue."""
     rows, columns = np.mgrid[:side, :side]
     return np.stack([rows, columns, np.full_like(rows, 255)], -1).astype(np.uint8)
 
 
-def test_a_cifar_crop_is_a_piece_of_the_padded_image_or_its_reflection() -> None:
+def test_a_cifar_crop_is_a_part_of_the_padded_image_or_its_reflection() -> None:
     image, seen = numbered(32), Counter[tuple[int, int, bool]]()
     padded = np.full((40, 40, 3), GREY, dtype=np.uint8)
     padded[4:36, 4:36] = image
@@ -39,7 +39,7 @@ def test_a_cifar_crop_is_a_piece_of_the_padded_image_or_its_reflection() -> None
         top, left = int(row) + 4 - int(first[0]), int(column) + 4 - int(first[1])
         assert np.array_equal(straight, padded[top : top + 32, left : left + 32])
         seen[top, left, flipped] += 1
-    # 81 places and a coin: each about 2000 / 162 = 12 times
+    # 81 positions, with and without a flip: each about 2000 / 162 = 12 times
     assert len({(top, left) for top, left, _ in seen}) == 81
     tops, lefts = (Counter(key[i] for key in seen.elements()) for i in (0, 1))
     for counts in (tops, lefts):
@@ -47,10 +47,10 @@ def test_a_cifar_crop_is_a_piece_of_the_padded_image_or_its_reflection() -> None
     flips = sum(n for (_, _, flipped), n in seen.items() if flipped)
     assert abs(flips - 1000) < 5 * 500**0.5
     joint = sum(n for (top, _, flipped), n in seen.items() if flipped and top < 4)
-    assert abs(joint / 2000 - (4 / 9) / 2) < 0.06  # place and flip do not hang together
+    assert abs(joint / 2000 - (4 / 9) / 2) < 0.06  # position and flip are independent
 
 
-def test_a_crop_is_a_function_of_its_seed() -> None:
+def test_a_crop_depends_only_on_its_seed() -> None:
     image = np.random.default_rng(0).integers(0, 256, (300, 260, 3), dtype=np.uint8)
     crop = RandomCrop(224, (256, 480), 0, 0.5, 0.1, Preprocess())
     first = [crop(image, RECORD, seed)[0] for seed in range(4)]
@@ -60,7 +60,7 @@ def test_a_crop_is_a_function_of_its_seed() -> None:
 
 
 def test_scales_are_drawn_from_256_to_480() -> None:
-    """A ramp of one grey value a pixel: a crop's slope tells the scale."""
+    """In an image with a slope of one grey value per pixel, the slope of a crop gives its scale."""
     image = np.repeat(np.linspace(0, 255, 256, dtype=np.uint8)[None, :, None], 256, 0).repeat(3, 2)
     crop = RandomCrop(224, (256, 480), 0, 0.0, 0.0, Preprocess())
     scales = []
@@ -72,23 +72,23 @@ def test_scales_are_drawn_from_256_to_480() -> None:
 
 
 def test_colours_shift_along_imagenets_axes() -> None:
-    """The covariance of the shifts is that of the published axes and deviations."""
+    """The covariance of the shifts follows from the published axes and deviations."""
     image = np.full((32, 32, 3), 128, dtype=np.uint8)
     crop = RandomCrop(32, None, 0, 0.0, 0.5, Preprocess())
     shifted = torch.stack([crop(image, RECORD, seed)[0] for seed in range(3000)])
     seen = shifted[:, :, 0, 0].double() - 128
     assert torch.equal(shifted, shifted[:, :, :1, :1].expand_as(shifted))  # one colour for the whole image
-    wanted = torch.tensor(COLOUR_AXES @ np.diag((255 * 0.5 * COLOUR_STD) ** 2) @ COLOUR_AXES.T)
+    expected = torch.tensor(COLOUR_AXES @ np.diag((255 * 0.5 * COLOUR_STD) ** 2) @ COLOUR_AXES.T)
     assert float(seen.mean(0).abs().max()) < 2.0
-    torch.testing.assert_close(torch.cov(seen.T), wanted, rtol=0.1, atol=2.0)
-    # the axes are a basis without a slant
+    torch.testing.assert_close(torch.cov(seen.T), expected, rtol=0.1, atol=2.0)
+    # the axes are orthonormal
     np.testing.assert_allclose(COLOUR_AXES.T @ COLOUR_AXES, np.eye(3), atol=2e-3)
 
 
-def test_the_padding_is_the_mean_colour_in_the_images_own_order() -> None:
+def test_padding_is_the_mean_colour_as_rgb() -> None:
     caffe = Preprocess(channel_order="bgr", value_range=255, mean=(103.53, 116.28, 123.675), std=(1.0, 1.0, 1.0))
     image = np.zeros((8, 8, 3), dtype=np.uint8)
-    for rule in (Preprocess(), caffe):
-        pixels = RandomCrop(32, None, 12, 0.0, 0.0, rule)(image, RECORD, 0)[0]
+    for preprocess in (Preprocess(), caffe):
+        pixels = RandomCrop(32, None, 12, 0.0, 0.0, preprocess)(image, RECORD, 0)[0]
         assert pixels[:, 0, 0].tolist() == GREY.tolist()
-        assert float(rule.normalise(pixels)[:, 0, 0].abs().max()) < 1.0  # nearly nothing, after the mean is subtracted
+        assert float(preprocess.normalise(pixels)[:, 0, 0].abs().max()) < 1.0  # about zero after normalisation

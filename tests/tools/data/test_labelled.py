@@ -1,4 +1,4 @@
-"""Images with one label each, from folders, zips and CIFAR-10's own batches: the same images, the same labels."""
+"""Folders, zips and CIFAR-10's batches give the images and labels that torchvision reads."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torchvision
 from PIL import Image
 
 from heads.images import UnreadableImage
+from resnet_backbone.errors import UserError
 from tools.data.labelled import LabelledData, load_labelled
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -58,15 +59,15 @@ def test_folders_are_read_as_torchvision_reads_them(folders: Path) -> None:
         assert np.array_equal(ours.read(record), np.asarray(image))
 
 
-def test_a_zip_is_its_folder_in_every_process(folders: Path) -> None:
+def test_a_zip_equals_its_folder_in_every_process(folders: Path) -> None:
     ours = load_labelled(zipped(folders), "train")
     assert same(load_labelled(folders, "train"), ours)
-    elsewhere = pickle.loads(pickle.dumps(ours))  # as a spawned loader process gets it
+    elsewhere = pickle.loads(pickle.dumps(ours))  # as for a spawned loader process
     assert same(ours, elsewhere)
 
 
 def cifar_batches(root: Path, count: int = 4) -> dict[str, Any]:
-    """Files as Alex Krizhevsky's: pickled dicts of arrays, lists and strings. Returns what torchvision must find."""
+    """Write files in the format of CIFAR-10: pickled dicts. Returns file name -> images and labels."""
     root.mkdir()
     seen: dict[str, Any] = {}
     for number, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
@@ -85,7 +86,7 @@ def cifar_batches(root: Path, count: int = 4) -> dict[str, Any]:
     return seen
 
 
-def test_cifars_own_batches(tmp_path: Path) -> None:
+def test_cifar_batches_are_read_as_torchvision_reads_them(tmp_path: Path) -> None:
     seen = cifar_batches(tmp_path / "cifar-10-batches-py")
     train = load_labelled(tmp_path / "cifar-10-batches-py", "train")
     test = load_labelled(tmp_path / "cifar-10-batches-py", "test")
@@ -94,7 +95,7 @@ def test_cifars_own_batches(tmp_path: Path) -> None:
     assert np.array_equal(np.stack([train.read(r) for r in train.records]), images)
     assert [r.label for r in train.records] == [label for i in range(1, 6) for label in seen[f"data_batch_{i}"][1]]
     assert np.array_equal(np.stack([test.read(r) for r in test.records]), seen["test_batch"][0])
-    # what torchvision makes of the same files, without the checksums of the originals
+    # torchvision checks the checksums of the original files, so its reading is repeated here
     theirs = torchvision.datasets.CIFAR10.__new__(torchvision.datasets.CIFAR10)
     with open(tmp_path / "cifar-10-batches-py" / "test_batch", "rb") as file:
         entry = pickle.load(file, encoding="latin1")
@@ -115,7 +116,7 @@ def test_a_batch_that_would_run_code_is_refused(tmp_path: Path) -> None:
         load_labelled(root, "test")
 
 
-def test_the_shared_sets(shared: Path) -> None:
+def test_labels_of_cifar_and_imagenet_are_the_usual_ones(shared: Path) -> None:
     cifar = load_labelled(shared / "data" / "cifar10-jpeg.zip", "test")
     assert cifar.class_names == NAMES
     assert Counter(r.label for r in cifar.records) == dict.fromkeys(range(10), 1000)
@@ -128,16 +129,16 @@ def test_the_shared_sets(shared: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 7, 100, 10_000, 20_000])
-def test_fewer_images_are_spread_over_the_classes(count: int, shared: Path) -> None:
-    few = load_labelled(shared / "data" / "cifar10-jpeg.zip", "test").spread(count)
+def test_evenly_spaced_images_keep_the_share_of_every_class(count: int, shared: Path) -> None:
+    few = load_labelled(shared / "data" / "cifar10-jpeg.zip", "test").evenly_spaced(count)
     assert len(few.records) == len({r.image_id for r in few.records}) == min(count, 10_000)
     counts = np.bincount([r.label for r in few.records], minlength=10)
     assert counts.max() - counts.min() <= 1
 
 
-def test_shuffled_labels_are_the_same_labels_elsewhere(shared: Path) -> None:
+def test_shuffled_labels_are_a_permutation(shared: Path) -> None:
     data = load_labelled(shared / "data" / "cifar10-jpeg.zip", "test")
-    one, same_seed, other = data.shuffled(1), data.shuffled(1), data.shuffled(2)
+    one, same_seed, other = (data.with_shuffled_labels(seed) for seed in (1, 1, 2))
     assert one.records == same_seed.records != other.records
     assert Counter(r.label for r in one.records) == Counter(r.label for r in data.records)
     kept = np.mean([a.label == b.label for a, b in zip(one.records, data.records)])
@@ -145,7 +146,7 @@ def test_shuffled_labels_are_the_same_labels_elsewhere(shared: Path) -> None:
     assert [r.name for r in one.records] == [r.name for r in data.records]
 
 
-def test_kept_images_are_decoded_once(folders: Path) -> None:
+def test_images_kept_in_memory_are_decoded_once(folders: Path) -> None:
     data = load_labelled(folders, "train").kept_in_memory()
     first = data.read(data.records[0])
     (folders / "train" / data.records[0].name).unlink()
@@ -159,7 +160,7 @@ def write(path: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])
-def test_what_cannot_be_read_is_named(kind: str, folders: Path) -> None:
+def test_the_error_for_a_damaged_image_names_it(kind: str, folders: Path) -> None:
     broken = folders / "train" / "bee" / "0.PNG"
     broken.write_bytes(broken.read_bytes()[:300])
     data = load_labelled(folders if kind == "folder" else zipped(folders), "train")
@@ -168,7 +169,20 @@ def test_what_cannot_be_read_is_named(kind: str, folders: Path) -> None:
         data.read(bad)
 
 
-def test_wrong_places_are_errors_with_a_mend(folders: Path, tmp_path: Path) -> None:
+def test_the_error_for_a_damaged_member_of_a_zip_names_it(folders: Path) -> None:
+    """Damage within the compressed bytes is found by zlib or by the checksum of the zip, before Pillow sees it."""
+    archive = folders.with_suffix(".zip")
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("train/ant/0.png", b"x" * 5000)
+    damaged = bytearray(archive.read_bytes())
+    damaged[50:60] = bytes(10)
+    archive.write_bytes(bytes(damaged))
+    data = load_labelled(archive, "train")
+    with pytest.raises(UnreadableImage, match=r"train/ant/0\.png in .* cannot be read as an image"):
+        data.read(data.records[0])
+
+
+def test_unusable_data_is_an_error_that_names_the_fix(folders: Path, tmp_path: Path) -> None:
     cifar = tmp_path / "cifar-10-batches-py"
     cifar_batches(cifar)
     empty = tmp_path / "empty"
@@ -177,21 +191,29 @@ def test_wrong_places_are_errors_with_a_mend(folders: Path, tmp_path: Path) -> N
     gaps = write(tmp_path / "gaps.json", '{"ant": 0, "bee": 2, "cow": 3}')
     few = write(tmp_path / "few.json", '{"ant": 0, "bee": 1}')
     broken = write(tmp_path / "broken.json", "{")
-    for arguments, wanted in [
+    text = write(tmp_path / "text.json", '{"ant": "0", "bee": 1, "cow": 2}')
+    damaged = tmp_path / "damaged.zip"
+    damaged.write_bytes(b"x" * 100 + archive.read_bytes()[-200:])
+    for arguments, message in [
         ((tmp_path / "nowhere",), "no images at"),
         ((folders, "tain"), "no folder 'tain' in .*it has train: set `part`"),
         ((archive, "tain"), "no tain/CLASS/IMAGE in .*it has train: set `part`"),
-        ((empty,), "no images in .*one folder a class is wanted"),
-        ((write(tmp_path / "a.tar", "x"),), "neither a folder nor a zip: unpack it"),
+        ((empty,), "no images in .*expected one folder per class"),
+        ((write(tmp_path / "a.tar", "x"),), "neither a folder nor a zip: extract it"),
         ((cifar,), "set `part` to train or test"),
         ((cifar, "test", gaps), "leave class_index out"),
         ((folders, "train", tmp_path / "no.json"), "no class index at"),
         ((folders, "train", broken), "is not JSON"),
         ((folders, "train", gaps), "without gaps"),
+        ((folders, "train", text), "must map every class folder to an integer label"),
+        ((damaged, "train"), "is not a whole zip"),
         ((folders, "train", few), r"no label for the folders \['cow'\]"),
     ]:
-        with pytest.raises((ValueError, FileNotFoundError), match=wanted):
+        with pytest.raises(UserError, match=message):
             load_labelled(*arguments)  # type: ignore[arg-type]
+    (cifar / "test_batch").write_bytes(pickle.dumps({"labels": [0]}, protocol=2))
+    with pytest.raises(UserError, match="test_batch lacks data, filenames: it is no batch of CIFAR-10"):
+        load_labelled(cifar, "test")
     (cifar / "data_batch_3").unlink()
-    with pytest.raises(FileNotFoundError, match="lacks data_batch_3: unpack"):
+    with pytest.raises(FileNotFoundError, match="lacks data_batch_3: extract"):
         load_labelled(cifar, "train")

@@ -1,4 +1,4 @@
-"""The same images in the same batches, whoever reads them; and what happens to files that cannot be read."""
+"""Batches do not depend on workers, processes or resuming, and unreadable files are handled as requested."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tools.data.augment import Augment
 from tools.data.coco import CocoData, ImageRecord, load_coco
 from tools.data.loader import Batch, BatchPlan, Draw, TrainingImages, make_loader, read_checked
 
-NONE = np.zeros((0, 4)), np.zeros(0, np.int64), (), 0
+NO_OBJECTS = np.zeros((0, 4)), np.zeros(0, np.int64), (), 0
 
 
 def data_of(wide: int, tall: int) -> CocoData:
     sizes = [ImageSize(height=60, width=80)] * wide + [ImageSize(height=80, width=60)] * tall
-    records = tuple(ImageRecord(i, Path(f"{i}.jpg"), size, *NONE) for i, size in enumerate(sizes))
+    records = tuple(ImageRecord(i, Path(f"{i}.jpg"), size, *NO_OBJECTS) for i, size in enumerate(sizes))
     return CocoData(records, (1,), ("thing",), {})
 
 
@@ -41,7 +41,7 @@ quick = settings(max_examples=40, deadline=None, derandomize=True)
 
 @quick
 @plans
-def test_an_epoch_holds_every_image_in_whole_batches(
+def test_an_epoch_has_every_image_in_full_batches(
     wide: int, tall: int, batch_size: int, seed: int, grouped: bool
 ) -> None:
     data = data_of(wide, tall)
@@ -50,43 +50,43 @@ def test_an_epoch_holds_every_image_in_whole_batches(
         batches = plan.epoch(epoch)
         assert len(batches) == plan.per_epoch == -(-(wide + tall) // batch_size)
         assert {len(batch) for batch in batches} == {batch_size}
-        drawn = [index for batch in batches for index in batch]
-        assert sorted(drawn[: wide + tall]) == list(range(wide + tall))  # what is more fills the last batch
-    pure = [len({index < wide for index in batch}) == 1 for batch in batches]
+        indices = [index for batch in batches for index in batch]
+        assert sorted(indices[: wide + tall]) == list(range(wide + tall))  # the others fill the last batch
+    is_pure = [len({index < wide for index in batch}) == 1 for batch in batches]
     if grouped:
-        assert all(pure[: wide // batch_size + tall // batch_size])
+        assert all(is_pure[: wide // batch_size + tall // batch_size])
 
 
 @quick
 @plans
-def test_processes_share_the_batches_of_one(wide: int, tall: int, batch_size: int, seed: int, grouped: bool) -> None:
+def test_processes_together_have_the_batches_of_one_process(
+    wide: int, tall: int, batch_size: int, seed: int, grouped: bool
+) -> None:
     data = data_of(wide, tall)
     span = (3, 3 + 2 * BatchPlan(data, batch_size=batch_size, seed=0, span=(0, 0)).per_epoch)
 
     def plan(rank: int = 0, world: int = 1) -> list[list[Draw]]:
-        made = BatchPlan(
+        batches = BatchPlan(
             data, batch_size=batch_size, seed=seed, span=span, group_by_aspect=grouped, rank=rank, world=world
         )
-        assert len(made) == len(list(made))
-        return list(made)
+        assert len(batches) == len(list(batches))
+        return list(batches)
 
-    alone = plan()
+    one_process = plan()
     for world in (w for w in (2, 4) if batch_size % w == 0):
         shares = [plan(rank, world) for rank in range(world)]
         together = [[draw for group in zip(*parts) for draw in group] for parts in zip(*shares)]
-        assert together == alone
+        assert together == one_process
 
 
 @quick
 @plans
-def test_a_resumed_plan_is_the_tail_of_the_whole(
+def test_a_resumed_plan_is_the_rest_of_the_whole_plan(
     wide: int, tall: int, batch_size: int, seed: int, grouped: bool
 ) -> None:
     def plan(start: int, stop: int) -> list[list[Draw]]:
-        made = BatchPlan(
-            data_of(wide, tall), batch_size=batch_size, seed=seed, span=(start, stop), group_by_aspect=grouped
-        )
-        return list(made)
+        data = data_of(wide, tall)
+        return list(BatchPlan(data, batch_size=batch_size, seed=seed, span=(start, stop), group_by_aspect=grouped))
 
     whole = plan(0, 20)
     assert all(plan(start, 20) == whole[start:] for start in (1, 7, 19, 20))
@@ -94,20 +94,20 @@ def test_a_resumed_plan_is_the_tail_of_the_whole(
     assert epochs == sorted(epochs) and epochs[0] == 0
 
 
-def test_epochs_and_seeds_are_different_orders() -> None:
+def test_the_order_differs_between_epochs_and_between_seeds() -> None:
     plan = BatchPlan(data_of(20, 20), batch_size=4, seed=1, span=(0, 0))
     other = BatchPlan(data_of(20, 20), batch_size=4, seed=2, span=(0, 0))
     assert plan.epoch(0) != plan.epoch(1) and plan.epoch(0) != other.epoch(0)
 
 
-def test_a_batch_that_cannot_be_shared_is_refused() -> None:
+def test_a_batch_that_processes_cannot_share_equally_is_an_error() -> None:
     with pytest.raises(ValueError, match="a batch of 6 images cannot be shared by 4 processes"):
         BatchPlan(data_of(9, 9), batch_size=6, seed=0, span=(0, 1), world=4)
 
 
 @pytest.fixture
 def images(tiny_shapes: Path, tmp_path: Path) -> Callable[..., TrainingImages]:
-    """The tiny training split in a folder of its own, in which files may be broken."""
+    """A function that opens a copy of the tiny training split, of which files may be damaged."""
     folder = tmp_path / "train"
     shutil.copytree(tiny_shapes / "images" / "train", folder)
     data = load_coco(folder, tiny_shapes / "annotations" / "instances_train.json", masks=True)
@@ -137,66 +137,68 @@ def assert_same(a: Batch, b: Batch) -> None:
             assert torch.equal(x.masks.bits, y.masks.bits)
 
 
-def test_workers_do_not_change_what_is_read(images: Callable[..., TrainingImages]) -> None:
-    alone, shared = read_all(images(), workers=0), read_all(images(), workers=2)
-    assert len(alone) == len(shared) == 6
-    for a, b in zip(alone, shared):
+def test_the_number_of_workers_does_not_change_the_batches(images: Callable[..., TrainingImages]) -> None:
+    without_workers, with_workers = read_all(images(), workers=0), read_all(images(), workers=2)
+    assert len(without_workers) == len(with_workers) == 6
+    for a, b in zip(without_workers, with_workers):
         assert_same(a, b)
-    # and a run resumed at batch 3 reads what the whole run read there
-    for a, b in zip(alone[3:], read_all(images(), workers=0, span=(3, 6)), strict=True):
+    # a run resumed at batch 3 has the remaining batches of the whole run
+    for a, b in zip(without_workers[3:], read_all(images(), workers=0, span=(3, 6)), strict=True):
         assert_same(a, b)
 
 
-def test_an_image_is_augmented_anew_in_every_epoch(images: Callable[..., TrainingImages]) -> None:
-    made = images()
-    seen = [made[Draw(0, epoch)][0] for epoch in range(16)]
-    assert {image.shape[2] for image in seen} == {made[Draw(0, 0)][0].shape[2]} | {64, 80, 96}
-    widest = [image for image in seen if image.shape == seen[0].shape]
-    assert {torch.equal(image, widest[0]) for image in widest} == {True, False}  # as it is, and flipped
+def test_augmentation_differs_between_epochs(images: Callable[..., TrainingImages]) -> None:
+    dataset = images()
+    samples = [dataset[Draw(0, epoch)][0] for epoch in range(16)]
+    assert {image.shape[2] for image in samples} == {dataset[Draw(0, 0)][0].shape[2]} | {64, 80, 96}
+    same_size = [image for image in samples if image.shape == samples[0].shape]
+    assert {torch.equal(image, same_size[0]) for image in same_size} == {True, False}  # flipped or not
 
 
-def cut_off(path: Path) -> None:
+def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_truncated_file_stops_the_run_with_its_name(workers: int, images: Callable[..., TrainingImages]) -> None:
-    made = images("stop")
-    broken = made.data.records[5].path
-    cut_off(broken)
-    with pytest.raises(UnreadableImage, match=f"{broken.name} cannot be read.*truncated"):
-        read_all(made, workers=workers, span=(0, 4))
+def test_a_truncated_file_is_an_error_with_its_name(workers: int, images: Callable[..., TrainingImages]) -> None:
+    dataset = images("stop")
+    damaged = dataset.data.records[5].path
+    truncate(damaged)
+    with pytest.raises(UnreadableImage, match=f"{damaged.name} cannot be read.*truncated"):
+        read_all(dataset, workers=workers, span=(0, 4))
 
 
-def test_a_truncated_file_is_replaced_and_named_where_it_may_be(images: Callable[..., TrainingImages]) -> None:
-    made = images("skip")
-    whole = read_all(made, workers=0, span=(0, 4))
-    broken, following = made.data.records[5], made.data.records[6]
-    cut_off(broken.path)
-    batches = read_all(made, workers=0, span=(0, 4))
+def test_a_truncated_file_is_replaced_with_a_message_if_it_may_be_skipped(
+    images: Callable[..., TrainingImages],
+) -> None:
+    dataset = images("skip")
+    intact = read_all(dataset, workers=0, span=(0, 4))
+    damaged, following = dataset.data.records[5], dataset.data.records[6]
+    truncate(damaged.path)
+    batches = read_all(dataset, workers=0, span=(0, 4))
     assert [len(batch.images) for batch in batches] == [4] * 4
-    replaced = [following.image_id if i == broken.image_id else i for batch in whole for i in batch.image_ids]
-    assert [i for batch in batches for i in batch.image_ids] == replaced
-    said = [message for batch in batches for message in batch.skipped]
-    assert len(said) == 1 and broken.path.name in said[0] and f"image {broken.image_id} was replaced" in said[0]
-    for record in made.data.records:
-        cut_off(record.path) if record.path != broken.path else None
+    expected = [following.image_id if i == damaged.image_id else i for batch in intact for i in batch.image_ids]
+    assert [i for batch in batches for i in batch.image_ids] == expected
+    (message,) = [message for batch in batches for message in batch.skipped]
+    assert damaged.path.name in message and f"image {damaged.image_id} was replaced" in message
+    for record in dataset.data.records:
+        truncate(record.path) if record.path != damaged.path else None
     with pytest.raises(UnreadableImage, match="none of the 16 images can be read"):
-        made[Draw(0, 0)]
+        dataset[Draw(0, 0)]
 
 
-def sideways(path: Path, upright: np.ndarray) -> None:
-    """Writes the image as a camera held upright would: lying on its side, with EXIF orientation 6."""
+def write_rotated(path: Path, upright: np.ndarray) -> None:
+    """Write an image as a camera held upright does: rotated by 90 degrees, with EXIF orientation 6."""
     stored = Image.fromarray(upright).transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
     exif[0x0112] = 6
     stored.save(path, quality=95, exif=exif)
 
 
-def test_annotations_meet_the_upright_image(tmp_path: Path) -> None:
+def test_annotations_refer_to_the_upright_image(tmp_path: Path) -> None:
     upright = np.zeros((96, 64, 3), np.uint8)
     upright[16:48, 8:24] = 255
-    sideways(tmp_path / "phone.jpg", upright)
+    write_rotated(tmp_path / "phone.jpg", upright)
     assert Image.open(tmp_path / "phone.jpg").size == (96, 64)
     box = np.array([[8.0, 16, 24, 48]])
     size = ImageSize(height=96, width=64)
@@ -207,10 +209,10 @@ def test_annotations_meet_the_upright_image(tmp_path: Path) -> None:
     assert tuple(pixels.shape) == (3, 192, 128)
     bright = pixels[0] >= 128
     rows, columns = bright.any(1).nonzero().flatten(), bright.any(0).nonzero().flatten()
-    found = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
-    assert np.abs(np.array(found) - targets.boxes[0].numpy()).max() <= 1
+    bounds = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
+    assert np.abs(np.array(bounds) - targets.boxes[0].numpy()).max() <= 1
     assert targets.boxes.tolist() == [[80, 32, 112, 96]]
 
-    lying = replace(record, size=ImageSize(height=64, width=96))
-    with pytest.raises(UnreadableImage, match=r"phone.jpg is 64x96 \(upright.*annotations say 96x64"):
-        read_checked(lying)
+    swapped = replace(record, size=ImageSize(height=64, width=96))
+    with pytest.raises(UnreadableImage, match=r"phone.jpg is 64x96 \(upright.*annotations are for 96x64"):
+        read_checked(swapped)

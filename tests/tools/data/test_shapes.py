@@ -1,8 +1,10 @@
-"""The generated data set is valid COCO, the same on every machine, and no easier than it claims to be."""
+"""The generated data set is valid COCO, does not depend on the number of workers, and is as hard as intended."""
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -10,19 +12,9 @@ import pytest
 from pycocotools.coco import COCO  # type: ignore[import-untyped, unused-ignore]
 
 from tools import make_shapes
-from tools.data.shapes import (
-    CATEGORY_IDS,
-    FORMS,
-    MAX_RADIUS_PX,
-    MIN_RADIUS_PX,
-    ShapesSettings,
-    coverage_of,
-    generate_shapes,
-    holds_shapes,
-    make_sample,
-    polygon_area,
-    unit_outline,
-)
+from tools.data.shape_outlines import CATEGORY_IDS, FORMS, coverage_of, polygon_area, unit_outline
+from tools.data.shape_scenes import MAX_RADIUS_PX, MIN_RADIUS_PX
+from tools.data.shapes import ShapesSettings, generate_shapes, holds_shapes, make_sample
 
 TRAIN, VAL = 110, 20
 
@@ -44,9 +36,9 @@ def coco(root: Path) -> COCO:
     return COCO(str(root / "annotations" / "instances_train.json"))
 
 
-def test_same_bytes_for_any_number_of_workers(root: Path, tmp_path: Path) -> None:
-    generate_shapes(tmp_path / "alone", train_images=TRAIN, val_images=VAL, seed=3, workers=1)
-    assert digests(tmp_path / "alone") == digests(root)
+def test_the_bytes_do_not_depend_on_the_number_of_workers(root: Path, tmp_path: Path) -> None:
+    generate_shapes(tmp_path / "one_worker", train_images=TRAIN, val_images=VAL, seed=3, workers=1)
+    assert digests(tmp_path / "one_worker") == digests(root)
 
 
 def test_a_sample_depends_on_seed_split_and_index_only() -> None:
@@ -75,14 +67,14 @@ def hashed(folder: Path) -> list[tuple[Path, str]]:
     return [(path, hashlib.sha256(path.read_bytes()).hexdigest()) for path in sorted(folder.iterdir())]
 
 
-def test_categories_have_holes(coco: COCO) -> None:
+def test_category_ids_are_not_contiguous(coco: COCO) -> None:
     assert {category["name"]: category["id"] for category in coco.dataset["categories"]} == CATEGORY_IDS
     ids = sorted(CATEGORY_IDS.values())
     assert ids[0] == 1 and ids != list(range(1, len(ids) + 1))
     assert len(FORMS) == 5 and {c["supercategory"] for c in coco.dataset["categories"]} == {"shape"}
 
 
-def test_images_are_as_recorded(root: Path, coco: COCO) -> None:
+def test_images_have_the_recorded_sizes(root: Path, coco: COCO) -> None:
     sizes = set()
     for record in coco.dataset["images"]:
         pixels = cv2.imread(str(root / "images" / "train" / record["file_name"]))
@@ -102,7 +94,7 @@ def test_area_and_box_agree_with_the_mask(coco: COCO) -> None:
             assert mask.sum() == record["area"]
             assert not slack.any()
         else:
-            # The exact outline against pixels: they differ along the border, and most at the tips of stars.
+            # the exact outline differs from pixels along the border, and most at the tips of stars
             assert abs(mask.sum() - record["area"]) < 1.2 * record["area"] ** 0.5
             assert (abs(slack) < 2).all()
             slacks.append(abs(slack).mean())
@@ -114,11 +106,11 @@ def test_area_and_box_agree_with_the_mask(coco: COCO) -> None:
 
 
 def test_masks_of_one_image_do_not_overlap(coco: COCO) -> None:
-    """Each tells the visible part only; polygons may touch a neighbour's pixels along a border."""
+    """An RLE has visible pixels only; a polygon may touch pixels of a neighbour along a border."""
     for image_id in coco.imgs:
         records = coco.imgToAnns[image_id]
-        exact = [coco.annToMask(r) for r in records if isinstance(r["segmentation"], dict)]
-        assert not exact or np.sum(exact, axis=0).max() == 1
+        rle_masks = [coco.annToMask(r) for r in records if isinstance(r["segmentation"], dict)]
+        assert not rle_masks or np.sum(rle_masks, axis=0).max() == 1
 
 
 def test_all_kinds_of_annotation_occur(coco: COCO) -> None:
@@ -137,9 +129,9 @@ def test_all_kinds_of_annotation_occur(coco: COCO) -> None:
     assert 4 <= most <= 6
 
 
-def test_sizes_overlaps_and_balance() -> None:
+def test_sizes_overlaps_and_forms_have_the_intended_distributions() -> None:
     settings = ShapesSettings()
-    radii, hidden, forms = [], 0, []
+    radii, occluded, forms = [], 0, []
     for index in range(110):
         for instance in make_sample(settings, "train", index)[1]:
             if instance.polygon is None:
@@ -148,17 +140,17 @@ def test_sizes_overlaps_and_balance() -> None:
             radii.append((instance.full_px / polygon_area(unit_outline(instance.form))) ** 0.5)
             share = instance.visible.sum() / instance.full_px
             assert share >= 0.4
-            hidden += share < 0.9
+            occluded += share < 0.9
     assert min(radii) > MIN_RADIUS_PX - 0.1 and max(radii) < MAX_RADIUS_PX + 0.1
     assert max(radii) / min(radii) > 5
-    # Log-uniform: half of the shapes lie below the geometric mean, 20 px.
+    # log-uniform: half of the shapes are smaller than the geometric mean, 20 px
     assert 14 < np.median(radii) < 26
-    assert hidden > 0.1 * len(radii)
+    assert occluded > 0.1 * len(radii)
     assert all(0.13 < forms.count(form) / len(forms) < 0.27 for form in FORMS)
 
 
-def test_colour_does_not_tell_the_form() -> None:
-    """The nearest class centroid in colour space guesses little better than chance, 1 in 5."""
+def test_colour_does_not_reveal_the_form() -> None:
+    """Classification by the nearest class centroid in colour space is hardly better than chance, 1 in 5."""
     means, forms = [], []
     for index in range(150):
         pixels, instances = make_sample(ShapesSettings(seed=1), "train", index)
@@ -170,22 +162,22 @@ def test_colour_does_not_tell_the_form() -> None:
     features = (features - features.mean(axis=0)) / features.std(axis=0)
     half = len(labels) // 2
     centroids = np.stack([features[:half][labels[:half] == k].mean(axis=0) for k in range(len(FORMS))])
-    guess = np.linalg.norm(features[half:, None] - centroids, axis=2).argmin(axis=1)
-    assert (guess == labels[half:]).mean() < 0.32
+    predictions = np.linalg.norm(features[half:, None] - centroids, axis=2).argmin(axis=1)
+    assert (predictions == labels[half:]).mean() < 0.32
 
 
-def test_objects_stand_out_from_what_surrounds_them() -> None:
+def test_objects_contrast_with_their_surroundings() -> None:
     for index in range(40):
         pixels, instances = make_sample(ShapesSettings(seed=2), "train", index)
         if not instances:
             continue
-        front = instances[-1]  # nothing was painted over it or over its surroundings
-        around = cv2.dilate(front.visible.astype(np.uint8), np.ones((7, 7), np.uint8)) > front.visible
-        inner, outer = (pixels[mask].astype(float).mean(axis=0) for mask in (front.visible, around))
+        front = instances[-1]  # drawn last: it and its surroundings are not occluded
+        surroundings = cv2.dilate(front.visible.astype(np.uint8), np.ones((7, 7), np.uint8)) > front.visible
+        inner, outer = (pixels[mask].astype(float).mean(axis=0) for mask in (front.visible, surroundings))
         assert np.linalg.norm(inner - outer) > 30
 
 
-def test_coverage_is_exact_to_a_cell() -> None:
+def test_coverage_is_exact_to_a_subpixel() -> None:
     square = np.array([(2.0, 3.0), (6.5, 3.0), (6.5, 5.25), (2.0, 5.25)])
     coverage = coverage_of(square, height=8, width=8)
     border_px = 2 * (4.5 + 2.25)
@@ -205,7 +197,7 @@ def test_outlines_touch_the_unit_circle_and_are_centred(form: str) -> None:
     assert polygon_area(outline) == pytest.approx(expected, abs=0.02)
 
 
-def test_short_side_is_the_one_asked_for() -> None:
+def test_the_short_side_is_that_of_the_settings() -> None:
     shapes = {make_sample(ShapesSettings(side_px=128), "val", index)[0].shape for index in range(30)}
     assert shapes == {(128, 128, 3), (128, 171, 3), (171, 128, 3)}
 
@@ -213,38 +205,38 @@ def test_short_side_is_the_one_asked_for() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"side_px": 64}, "side_px is 64, wanted an integer of at least 128"),
+        ({"side_px": 64}, "side_px is 64, but must be an integer of at least 128"),
         ({"train_images": 0}, "train_images is 0"),
         ({"seed": -1}, "seed is -1"),
         ({"val_images": 2.5}, "val_images is 2.5"),
         ({"workers": 0}, "workers is 0"),
     ],
 )
-def test_settings_are_checked(settings: dict[str, int], message: str, tmp_path: Path) -> None:
+def test_wrong_settings_are_errors(settings: dict[str, int], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         generate_shapes(tmp_path / "set", **settings)
     assert not (tmp_path / "set").exists()
 
 
-def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(FileExistsError, match="wanted a new or an empty folder"):
+def test_a_folder_with_other_files_is_not_changed(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("text")
+    with pytest.raises(FileExistsError, match="choose a new or empty folder"):
         generate_shapes(tmp_path, train_images=1, val_images=1)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_command_makes_the_set_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_generates_the_data_set_once(tmp_path: Path, call: Callable[..., Any]) -> None:
     out = tmp_path / "deep" / "set"
-    command = [str(out), "--train", "3", "--val", "2", "--workers", "1"]
-    assert make_shapes.main(command) == 0
-    assert "written in" in capsys.readouterr().out
-    assert [path.name for path in out.parent.iterdir()] == ["set"]  # nothing unfinished is left behind
+    arguments = [out, "--train", 3, "--val", 2, "--workers", 1]
+    first = call(make_shapes, *arguments)
+    assert first.code == 0 and "written in" in first.out
+    assert [path.name for path in out.parent.iterdir()] == ["set"]  # no temporary folder is left
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    assert make_shapes.main(command) == 0
-    assert "nothing to do" in capsys.readouterr().out
+    second = call(make_shapes, *arguments)
+    assert second.code == 0 and "nothing to do" in second.out
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
     next((out / "images" / "val").iterdir()).unlink()
     assert not holds_shapes(out, ShapesSettings(train_images=3, val_images=2))
-    assert make_shapes.main(command) == 2
-    assert "remove what is there" in capsys.readouterr().out
+    incomplete = call(make_shapes, *arguments)
+    assert incomplete.code == 2 and "remove what is there" in incomplete.err

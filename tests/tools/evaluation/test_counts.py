@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds: torchvision's, and the paper's tables 1 and 6."""
+"""Parameters equal torchvision's; parameters and multiply-adds agree with the paper's tables 1 and 6."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from resnet_backbone.blocks import Bottleneck
 from tools.evaluation.counts import PAPER_MULTIPLY_ADDS, PAPER_PARAMETERS, count
 
 
-def convolutions_by_hand(name: str) -> int:
-    """Multiply-adds, added up from the table's own numbers: k * k * cin * cout at every place of the output."""
+def multiply_adds_of(name: str) -> int:
+    """Multiply-adds computed from the spec: k * k * cin * cout for every position of the output of a convolution."""
     spec = RESNETS[name]
     side, channels, total = (32, 16, 9 * 3 * 16 * 32**2) if spec.stem == "cifar" else (56, 64, 49 * 3 * 64 * 112**2)
     expansion = spec.block.expansion
@@ -31,8 +31,8 @@ def convolutions_by_hand(name: str) -> int:
 
 
 @pytest.mark.parametrize("name", [name for name in RESNETS if not name.endswith("d")])
-def test_multiply_adds_are_those_of_the_tables_convolutions(name: str) -> None:
-    assert count(name).multiply_adds == convolutions_by_hand(name)
+def test_multiply_adds_are_those_of_the_convolutions(name: str) -> None:
+    assert count(name).multiply_adds == multiply_adds_of(name)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"])
@@ -42,9 +42,9 @@ def test_parameters_are_torchvisions(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted({*PAPER_MULTIPLY_ADDS, *PAPER_PARAMETERS}))
-def test_the_papers_figures_within_3_percent(name: str) -> None:
-    found = count(name)
-    if found.paper_multiply_adds is not None:
-        assert found.multiply_adds == pytest.approx(found.paper_multiply_adds, rel=0.03)
-    if found.paper_parameters is not None:
-        assert found.parameters == pytest.approx(found.paper_parameters, rel=0.03)
+def test_counts_are_within_3_percent_of_the_papers(name: str) -> None:
+    counts = count(name)
+    if counts.paper_multiply_adds is not None:
+        assert counts.multiply_adds == pytest.approx(counts.paper_multiply_adds, rel=0.03)
+    if counts.paper_parameters is not None:
+        assert counts.parameters == pytest.approx(counts.paper_parameters, rel=0.03)

@@ -1,4 +1,4 @@
-"""Responses and gradients of the layers, against what is computed by hand."""
+"""Layer statistics equal those of a forward and a backward pass written out here."""
 
 from __future__ import annotations
 
@@ -12,48 +12,46 @@ from tools.evaluation.layer_statistics import gradient_norms, layer_names, norm_
 
 @pytest.fixture
 def net() -> ResNetClassifier:
-    made = ResNetClassifier("resnet20_cifar_b", num_classes=10)
+    net = ResNetClassifier("resnet20_cifar_b", num_classes=10)
     for _ in range(10):
-        made(torch.randn(16, 3, 32, 32))
-    return made.eval()
+        net(torch.randn(16, 3, 32, 32))
+    return net.eval()
 
 
-def test_layers_are_the_weighted_ones_of_the_main_path(net: ResNetClassifier) -> None:
+def test_layers_are_the_convolutions_of_the_main_path(net: ResNetClassifier) -> None:
     names = layer_names(net)
-    assert len(names) == 19 and names[:3] == ["conv1", "layer1.0.conv1", "layer1.0.conv2"]  # and the linear layer: 20
+    assert len(names) == 19 and names[:3] == ["conv1", "layer1.0.conv1", "layer1.0.conv2"]  # with the linear layer: 20
     assert [norm_of(name) for name in names[:2]] == ["bn1", "layer1.0.bn1"]
 
 
-def test_responses_are_taken_behind_the_norm_and_before_addition_and_relu(net: ResNetClassifier) -> None:
+def test_responses_are_measured_after_the_norm_and_before_addition_and_relu(net: ResNetClassifier) -> None:
     pixels = torch.randn(20, 3, 32, 32)
-    found = response_std(net, pixels, batch=8)
-    assert list(found) == layer_names(net)
+    deviations = response_std(net, pixels, batch=8)
+    assert list(deviations) == layer_names(net)
     with torch.inference_mode():
         stem = net.bn1(net.conv1(pixels))
         block = net.get_submodule("layer1.0")
         inner = block.bn1(block.conv1(F.relu(stem)))  # type: ignore[operator]
         outer = block.bn2(block.conv2(F.relu(inner)))  # type: ignore[operator]
     for name, responses in (("conv1", stem), ("layer1.0.conv1", inner), ("layer1.0.conv2", outer)):
-        assert found[name] == pytest.approx(float(responses.std(correction=0)), rel=1e-5)
+        assert deviations[name] == pytest.approx(float(responses.std(correction=0)), rel=1e-5)
 
 
-def test_gradients_are_autograds_and_the_net_stays_as_it_was(net: ResNetClassifier) -> None:
+def test_gradient_norms_are_those_of_backward_and_the_net_is_unchanged(net: ResNetClassifier) -> None:
     batches = [(torch.randn(6, 3, 32, 32), torch.randint(0, 10, (6,))) for _ in range(2)]
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    found = gradient_norms(net, batches)
+    norms = gradient_norms(net, batches)
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
-    norms = []
+    expected = []
     for pixels, labels in batches:
         net.zero_grad()
         F.cross_entropy(net.train()(pixels), labels).backward()
-        norms.append({name: float(net.get_parameter(f"{name}.weight").grad.norm()) for name in found})  # type: ignore[union-attr]
-    for name, value in found.items():
-        assert value == pytest.approx((norms[0][name] + norms[1][name]) / 2, rel=1e-4)
+        expected.append({name: float(net.get_parameter(f"{name}.weight").grad.norm()) for name in norms})  # type: ignore[union-attr]
+    for name, value in norms.items():
+        assert value == pytest.approx((expected[0][name] + expected[1][name]) / 2, rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: ResNetClassifier("resnet18", norm="frozen_bn"), lambda: ResNetClassifier("resnet50d")]
-)
-def test_responses_that_cannot_be_told_apart_are_refused(make: object) -> None:
-    with pytest.raises(ValueError, match="live batch norms"):
-        response_std(make(), torch.randn(1, 3, 32, 32))  # type: ignore[operator]
+@pytest.mark.parametrize(("name", "norm"), [("resnet18", "frozen_bn"), ("resnet18", "gn"), ("resnet50d", "bn")])
+def test_responses_need_a_batch_norm_behind_every_convolution(name: str, norm: str) -> None:
+    with pytest.raises(ValueError, match=f"live batch norms, this net has norm='{norm}'.*: build it with norm='bn'"):
+        response_std(ResNetClassifier(name, norm=norm), torch.randn(1, 3, 32, 32))

@@ -1,3 +1,5 @@
+"""The tables of scores are complete on a terminal of 80 columns."""
+
 from __future__ import annotations
 
 import pytest
@@ -7,7 +9,7 @@ from tools.evaluation.scores import FIGURES, CategoryScores, KindScores, Scores
 from tools.evaluation.table import percent, scores_table
 
 
-def made_up(kinds: tuple[str, ...], num_categories: int) -> Scores:
+def make_scores(kinds: tuple[str, ...], num_categories: int) -> Scores:
     figures: dict[str, float | None] = {name: i / 100 for i, name in enumerate(FIGURES)}
     figures["APl"] = None
     by_category = {
@@ -17,7 +19,7 @@ def made_up(kinds: tuple[str, ...], num_categories: int) -> Scores:
     return Scores({kind: KindScores(figures, by_category) for kind in kinds})
 
 
-def printed(scores: Scores, width: int) -> list[str]:
+def rendered(scores: Scores, width: int) -> list[str]:
     console = Console(width=width, force_terminal=False)
     with console.capture() as capture:
         console.print(scores_table(scores))
@@ -25,13 +27,13 @@ def printed(scores: Scores, width: int) -> list[str]:
 
 
 @pytest.mark.parametrize(("fraction", "text"), [(None, "-"), (0.0, "0.0"), (0.3752, "37.5"), (1.0, "100.0")])
-def test_percent(fraction: float | None, text: str) -> None:
+def test_percentages_have_one_digit_after_the_point(fraction: float | None, text: str) -> None:
     assert percent(fraction) == text
 
 
 @pytest.mark.parametrize("kinds", [("bbox",), ("bbox", "segm")])
-def test_every_figure_is_on_an_80_column_screen(kinds: tuple[str, ...]) -> None:
-    lines = printed(made_up(kinds, 80), width=80)
+def test_80_columns_show_every_figure(kinds: tuple[str, ...]) -> None:
+    lines = rendered(make_scores(kinds, 80), width=80)
     header = next(line.split() for line in lines if "AP50" in line)
     assert header == list(FIGURES)
     for kind in kinds:
@@ -39,22 +41,22 @@ def test_every_figure_is_on_an_80_column_screen(kinds: tuple[str, ...]) -> None:
         assert row[1:] == [*("0.0", "1.0", "2.0", "3.0", "4.0"), "-", *(f"{i}.0" for i in range(6, 12))]
 
 
-def test_80_categories_are_listed_downwards_on_few_lines() -> None:
-    lines = printed(made_up(("bbox",), 80), width=80)
+def test_80_categories_are_listed_down_the_columns() -> None:
+    lines = rendered(make_scores(("bbox",), 80), width=80)
     assert len(lines) < 40
     row = next(line for line in lines if "thing 1 " in line)
-    # 27 to a column: things 1, 28 and 55
-    wanted = ["thing", "1", "10", "-", "thing", "28", "280", "2.8", "thing", "55", "550", "5.5"]
-    assert row.split() == wanted
+    # 27 per column: things 1, 28 and 55
+    expected = ["thing", "1", "10", "-", "thing", "28", "280", "2.8", "thing", "55", "550", "5.5"]
+    assert row.split() == expected
     assert sum("thing 79" in line for line in lines) == 1
 
 
-def test_both_kinds_of_every_category_are_whole_on_an_80_column_screen() -> None:
-    text = "\n".join(printed(made_up(("bbox", "segm"), 80), width=80))
+def test_80_columns_show_both_kinds_of_every_category_in_full() -> None:
+    text = "\n".join(rendered(make_scores(("bbox", "segm"), 80), width=80))
     assert "…" not in text
     assert "790    7.9    7.9" in text
 
 
-def test_a_name_in_brackets_is_not_taken_for_markup() -> None:
+def test_a_name_in_brackets_is_not_markup() -> None:
     kind = KindScores(dict.fromkeys(FIGURES, 0.0), {"[bold]": CategoryScores(AP=0.1, AP50=0.1, instances=1)})
-    assert any("[bold]" in line for line in printed(Scores({"bbox": kind}), width=100))
+    assert any("[bold]" in line for line in rendered(Scores({"bbox": kind}), width=100))

@@ -1,4 +1,4 @@
-"""A classifier's figures against scikit-learn's."""
+"""Scores of a classifier equal those of scikit-learn."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from tools.evaluation.topk import ClassScores, classes_table, score_labels
 
 
-def guesses(images: int, classes: int, seed: int) -> tuple[Tensor, list[int]]:
-    """Probabilities that know a little."""
+def predictions(images: int, classes: int, seed: int) -> tuple[Tensor, list[int]]:
+    """Probabilities of a classifier that is better than chance, and labels."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, classes, (images,), generator=generator)
     logits = torch.randn(images, classes, generator=generator)
@@ -24,55 +24,55 @@ def guesses(images: int, classes: int, seed: int) -> tuple[Tensor, list[int]]:
 
 
 @pytest.mark.parametrize(("images", "classes"), [(1, 7), (50, 6), (400, 10), (1000, 37)])
-def test_figures_are_scikit_learns(images: int, classes: int) -> None:
-    probabilities, labels = guesses(images, classes, seed=images)
+def test_scores_are_scikit_learns(images: int, classes: int) -> None:
+    probabilities, labels = predictions(images, classes, seed=images)
     names = [f"class {i}" for i in range(classes)]
     ours, all_labels = score_labels(probabilities, labels, names), list(range(classes))
     p = probabilities.double().numpy()
-    for k, found in ((1, ours.top1), (5, ours.top5)):
-        assert found == top_k_accuracy_score(labels, p, k=k, labels=all_labels, normalize=False)
+    for k, correct in ((1, ours.top1), (5, ours.top5)):
+        assert correct == top_k_accuracy_score(labels, p, k=k, labels=all_labels, normalize=False)
     assert ours.error == pytest.approx(1 - top_k_accuracy_score(labels, p, k=1, labels=all_labels))
     p = p / p.sum(1, keepdims=True)
     assert ours.cross_entropy == pytest.approx(log_loss(labels, p, labels=all_labels), rel=1e-5)
     assert np.array_equal(ours.confusion, confusion_matrix(labels, p.argmax(1), labels=all_labels))
     present = sorted(set(labels))
     recalls = recall_score(labels, p.argmax(1), labels=present, average=None, zero_division=0)
-    said = json.loads(json.dumps(ours.to_json()))
-    assert said["recall_by_class"] == {names[i]: pytest.approx(r) for i, r in zip(present, recalls)}
+    values = json.loads(json.dumps(ours.to_json()))
+    assert values["recall_by_class"] == {names[i]: pytest.approx(r) for i, r in zip(present, recalls)}
 
 
-def test_a_net_that_says_the_same_of_every_class_has_nothing_right() -> None:
+def test_a_constant_prediction_scores_nothing() -> None:
     scores = score_labels(torch.full((20, 10), 0.1), list(range(10)) * 2, [str(i) for i in range(10)])
     assert (scores.top1, scores.top5) == (0, 0)
     assert scores.cross_entropy == pytest.approx(np.log(10))
 
 
-def test_an_impossible_label_costs_much_and_stays_finite() -> None:
+def test_the_cross_entropy_of_a_zero_probability_is_finite() -> None:
     scores = score_labels(torch.tensor([[1.0, 0.0]]), [1], ["a", "b"])
     assert scores.top1 == 0 and 50 < scores.cross_entropy < 1000
 
 
 @pytest.mark.parametrize(
-    ("probabilities", "labels", "wanted"),
+    ("probabilities", "labels", "message"),
     [
-        (torch.rand(3, 4), [0, 1], "a row an image"),
-        (torch.rand(2, 3), [0, 1], "a column a class"),
-        (torch.zeros(0, 4), [], "a row an image"),
+        (torch.rand(3, 4), [0, 1], "one row per image"),
+        (torch.rand(2, 3), [0, 1], "one column per class"),
+        (torch.zeros(0, 4), [], "one row per image"),
         (torch.tensor([[float("nan"), 0.1, 0.1, 0.1]]), [0], "not finite"),
     ],
 )
-def test_what_does_not_fit_is_refused(probabilities: Tensor, labels: list[int], wanted: str) -> None:
-    with pytest.raises(ValueError, match=wanted):
+def test_shapes_that_do_not_fit_are_errors(probabilities: Tensor, labels: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         score_labels(probabilities, labels, ["a", "b", "c", "d"])
 
 
-def test_the_table_names_the_worst_class_and_what_it_was_taken_for() -> None:
+def test_the_table_lists_the_worst_class_first_and_what_it_is_confused_with() -> None:
     confusion = np.array([[9, 1, 0], [0, 2, 8], [0, 0, 10]])
     table = classes_table(ClassScores(30, 21, 30, 0.5, confusion, ("ant", "[bee]", "cow")), "title")
     console = Console(width=100, record=True, quiet=True)
     console.quiet = False
-    with console.capture() as said:
+    with console.capture() as printed:
         console.print(table)
-    rows = [" ".join(line.split()) for line in said.get().splitlines()]
+    rows = [" ".join(line.split()) for line in printed.get().splitlines()]
     assert "top-1 21 30 70.00" in rows and "[bee] 2 10 20.0 cow 8" in rows and "ant 9 10 90.0 [bee] 1" in rows
     assert rows.index("[bee] 2 10 20.0 cow 8") < rows.index("ant 9 10 90.0 [bee] 1")

@@ -1,3 +1,5 @@
+"""Drawn outlines and masks change exactly their own pixels; labels are complete and readable."""
+
 from __future__ import annotations
 
 import math
@@ -39,7 +41,7 @@ sides = st.floats(0.0, 40.0, allow_nan=False).map(lambda side: round(side, 3))
 
 @settings(max_examples=60, deadline=None)
 @given(x1=sides, y1=sides, width=sides, height=sides)
-def test_an_outline_is_exactly_the_rim_of_the_pixels_that_its_box_touches(
+def test_an_outline_is_the_border_of_the_pixels_that_its_box_touches(
     x1: float, y1: float, width: float, height: float
 ) -> None:
     box = (x1, y1, x1 + width + 0.5, y1 + height + 0.5)
@@ -48,15 +50,15 @@ def test_an_outline_is_exactly_the_rim_of_the_pixels_that_its_box_touches(
         *(math.floor(side) for side in box[:2]),
         *(math.ceil(side) - 1 for side in box[2:]),
     )
-    rim = np.zeros((H, W), dtype=bool)
-    rim[top : bottom + 1, left : right + 1] = True
-    rim[top + 1 : bottom, left + 1 : right] = False
-    assert np.array_equal(changed(drawn), rim)
+    border = np.zeros((H, W), dtype=bool)
+    border[top : bottom + 1, left : right + 1] = True
+    border[top + 1 : bottom, left + 1 : right] = False
+    assert np.array_equal(changed(drawn), border)
 
 
-def test_a_magnified_outline_keeps_to_the_same_pixels() -> None:
+def test_a_magnified_outline_covers_the_same_pixels() -> None:
     drawn = draw_instances(grey(30, 40), np.array([[3.0, 5.0, 20.0, 12.0]]), [""], min_side_px=100)
-    assert drawn.shape == (120, 160, 3)  # the least whole zoom that is enough: 4
+    assert drawn.shape == (120, 160, 3)  # zoom 4: the smallest integer that gives 100 px
     assert extent(changed(drawn)) == (12, 20, 79, 47)
 
 
@@ -64,13 +66,13 @@ def test_a_large_enough_image_is_not_magnified() -> None:
     assert draw_instances(grey(), np.zeros((0, 4)), [], min_side_px=H).shape == (H, W, 3)
 
 
-def test_a_box_is_cut_at_the_image_and_one_outside_is_left_out() -> None:
+def test_boxes_are_cropped_to_the_image_and_left_out_if_outside() -> None:
     boxes = np.array([[-50.0, -50.0, 10.0, 10.0], [200.0, 10.0, 220.0, 30.0], [5.0, 70.0, 5.0, 80.0]])
     drawn = draw_instances(grey(), boxes, ["", "outside", "empty"])
     assert extent(changed(drawn)) == (0, 0, 9, 9)
 
 
-def test_the_image_given_is_left_alone() -> None:
+def test_the_argument_is_not_changed() -> None:
     image = grey()
     image.flags.writeable = False
     drawn = draw_instances(image, np.array([[3.0, 3.0, 30.0, 30.0]]), ["cat"], masks=np.ones((1, H, W), bool))
@@ -78,19 +80,19 @@ def test_the_image_given_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("min_side_px", [0, 200])
-def test_a_mask_changes_its_own_pixels_and_no_other(min_side_px: int) -> None:
+def test_a_mask_changes_its_own_pixels_only(min_side_px: int) -> None:
     rng = np.random.default_rng(3)
     mask = np.zeros((1, H, W), dtype=bool)
     mask[0, 20:60, 30:90] = rng.random((40, 60)) < 0.9
-    # a box outside: neither outline nor label
+    # a box outside the image: no outline and no label
     drawn = draw_instances(grey(), np.array([[-9.0, 0.0, -5.0, 4.0]]), ["cat"], masks=mask, min_side_px=min_side_px)
     zoom = drawn.shape[0] // H
     assert np.array_equal(changed(drawn), mask[0].repeat(zoom, 0).repeat(zoom, 1))
 
 
-def test_a_mask_has_a_full_contour_and_a_tinted_inside() -> None:
+def test_a_mask_has_an_opaque_contour_and_a_tinted_interior() -> None:
     mask = np.zeros((1, H, W), dtype=bool)
-    mask[0, 20:60, 80:W] = True  # to the image's edge, where the contour goes on
+    mask[0, 20:60, 80:W] = True  # to the edge of the image, along which the contour continues
     drawn = draw_instances(grey(), np.array([[-9.0, 0.0, -5.0, 4.0]]), ["cat"], masks=mask)
     contour = in_colour(drawn, "cat")
     assert extent(contour) == (80, 20, W - 1, 59)
@@ -101,58 +103,58 @@ def test_a_mask_has_a_full_contour_and_a_tinted_inside() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(x=st.integers(0, W - 1), y=st.integers(0, H - 1), width=st.integers(1, 40), height=st.integers(1, 40))
-def test_a_label_is_whole_wherever_the_box_lies(x: int, y: int, width: int, height: int) -> None:
-    """The ink of its text does not depend on the place: nothing is cut off at the image's edge."""
+def test_a_label_is_complete_wherever_the_box_lies(x: int, y: int, width: int, height: int) -> None:
+    """The number of pixels of the text does not depend on the place: nothing is cropped at the image's edge."""
 
-    def ink(box: list[float]) -> int:
+    def text_pixels(box: list[float]) -> int:
         drawn = draw_instances(grey(), np.array([box]), ["tv"], scores=[0.5])
         return int((changed(drawn) & ~in_colour(drawn, "tv")).sum())
 
-    wanted = ink([50.0, 50.0, 51.0, 51.0])
-    assert wanted > 20
-    assert ink([x, y, x + width, y + height]) == wanted
+    expected = text_pixels([50.0, 50.0, 51.0, 51.0])
+    assert expected > 20
+    assert text_pixels([x, y, x + width, y + height]) == expected
 
 
-def test_labels_step_aside_for_one_another() -> None:
+def test_labels_do_not_cover_one_another() -> None:
     boxes = np.array([[40.0, 40.0, 80.0, 80.0], [42.0, 41.0, 78.0, 79.0]])
-    alone = [in_colour(draw_instances(grey(), boxes[[i]], [name]), name).sum() for i, name in enumerate("ab")]
+    areas_alone = [in_colour(draw_instances(grey(), boxes[[i]], [name]), name).sum() for i, name in enumerate("ab")]
     both = draw_instances(grey(), boxes, ["a", "b"])
-    for name, area in zip("ab", alone, strict=True):
+    for name, area in zip("ab", areas_alone, strict=True):
         assert in_colour(both, name).sum() >= 0.9 * area
 
 
-def test_scores_are_written_beside_names() -> None:
+def test_scores_are_written_after_names() -> None:
     boxes = np.array([[10.0, 40.0, 60.0, 80.0]])
     plain, scored = (draw_instances(grey(), boxes, ["cat"], scores=scores) for scores in (None, [0.87]))
     assert in_colour(scored, "cat").sum() > 1.3 * in_colour(plain, "cat").sum()
 
 
 def test_colours_are_stable_and_distinct() -> None:
-    assert colour_of("person") == (45, 200, 45)  # written down: no process or version may change it
+    assert colour_of("person") == (45, 200, 45)  # constant: the same in every process and version
     names = [f"class {i}" for i in range(100)]
     assert len({colour_of(name) for name in names}) == 100
 
 
 @pytest.mark.parametrize(
-    ("background", "ink"), [((255, 255, 0), 0), ((0, 0, 160), 255), ((255, 255, 255), 0), ((0, 0, 0), 255)]
+    ("background", "level"), [((255, 255, 0), 0), ((0, 0, 160), 255), ((255, 255, 255), 0), ((0, 0, 0), 255)]
 )
-def test_text_is_readable(background: tuple[int, int, int], ink: int) -> None:
-    assert readable_on(background) == (ink, ink, ink)
+def test_text_is_black_on_bright_and_white_on_dark_colours(background: tuple[int, int, int], level: int) -> None:
+    assert readable_on(background) == (level, level, level)
 
 
-def test_nothing_to_draw_gives_a_copy() -> None:
+def test_no_instances_give_a_copy() -> None:
     image = grey()
     drawn = draw_instances(image, np.zeros((0, 4)), [], scores=[], masks=np.zeros((0, H, W), dtype=bool))
     assert np.array_equal(drawn, image) and not np.shares_memory(drawn, image)
 
 
-def test_broken_input_is_refused() -> None:
+def test_invalid_arguments_are_errors() -> None:
     box = np.array([[1.0, 1.0, 5.0, 5.0]])
-    with pytest.raises(ValueError, match=r"float64 .* wanted uint8"):
+    with pytest.raises(ValueError, match=r"float64 .* give uint8"):
         draw_instances(grey().astype(float), box, ["a"])
     with pytest.raises(ValueError, match="1 boxes came with 2 labels and no scores"):
         draw_instances(grey(), box, ["a", "b"])
-    with pytest.raises(ValueError, match=r"wanted bool \(1, 90, 120\)"):
+    with pytest.raises(ValueError, match=r"must be bool \(1, 90, 120\)"):
         draw_instances(grey(), box, ["a"], masks=np.zeros((1, 4, 4), dtype=bool))
     with pytest.raises(ValueError, match=r"boxes \[0\] are not finite"):
         draw_instances(grey(), box * np.nan, ["a"])

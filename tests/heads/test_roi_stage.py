@@ -1,4 +1,4 @@
-"""The box head against torchvision's: layers, assignment, losses, detections."""
+"""The box stage against torchvision's: layers, assignment, losses, detections."""
 
 from __future__ import annotations
 
@@ -10,15 +10,27 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 
 from heads import Conventions, ImageSize, Proposals, Targets
-from heads.box_head import WEIGHTS, Assigned, BoxHead, BoxHeadSpec
+from heads.box_head import BoxHead, BoxHeadSpec
+from heads.matching import SampledRegions
+from heads.roi_pool import RegionPooler
+from heads.roi_stage import BOX_DELTA_WEIGHTS, RoIStage, StageOutput, foreground
+from heads.selection import select_detections
+from resnet_backbone import FeatureSpec
 
 K = 5
 SIZES = [ImageSize(200, 300), ImageSize(220, 260)]
 EVERYTHING = BoxHeadSpec(pool_size=3, hidden=16, samples_per_image=10**6)
 
 
-def make(spec: BoxHeadSpec = EVERYTHING, beta: float = 1 / 9) -> BoxHead:
-    return BoxHead(4, K, spec, Conventions(box_smooth_l1_beta=beta))
+def make(spec: BoxHeadSpec = EVERYTHING, beta: float = 1 / 9) -> RoIStage:
+    conventions = Conventions(box_smooth_l1_beta=beta)
+    pooler = RegionPooler({"p2": FeatureSpec(4, 4)}, ["p2"], size=spec.pool_size, conventions=conventions)
+    return RoIStage(pooler, BoxHead(4, K, spec, conventions), BOX_DELTA_WEIGHTS)
+
+
+def output_of(logits: Tensor, deltas: Tensor, boxes: list[Tensor]) -> StageOutput:
+    """The output of a stage whose head computed these logits (S, K + 1) and deltas (S, K * 4)."""
+    return StageOutput(boxes, torch.zeros(len(logits), 4, 3, 3), logits, deltas.reshape(len(deltas), K, 4))
 
 
 def random_boxes(count: int) -> Tensor:
@@ -46,7 +58,7 @@ def some_targets() -> list[Targets]:
 
 
 def test_layers_are_torchvisions() -> None:
-    ours, mlp, predictor = make(), TwoMLPHead(4 * 9, 16), FastRCNNPredictor(16, K + 1)
+    ours, mlp, predictor = make().head, TwoMLPHead(4 * 9, 16), FastRCNNPredictor(16, K + 1)
     for theirs, own in ((mlp.fc6, ours.hidden[0]), (mlp.fc7, ours.hidden[1]), (predictor.cls_score, ours.logits)):
         theirs.load_state_dict(own.state_dict())
     predictor.bbox_pred = torch.nn.Linear(16, K * 4)
@@ -56,14 +68,15 @@ def test_layers_are_torchvisions() -> None:
 
 
 def test_losses_are_torchvisions() -> None:
-    head, truth = make(), some_targets()
-    assigned = head.assign([Proposals(around(t.boxes, 10), torch.zeros(10 * len(t))) for t in truth], truth)
-    count = sum(len(a.boxes) for a in assigned)
+    stage, targets = make(), some_targets()
+    samples = stage.assign([Proposals(around(t.boxes, 10), torch.zeros(10 * len(t))) for t in targets], targets)
+    boxes = [s.boxes for s in samples]
+    count = sum(len(b) for b in boxes)
     logits, deltas = torch.randn(count, K + 1), torch.randn(count, K * 4)
-    losses = head.losses(logits, deltas, assigned, truth)
-    goals = BoxCoder(WEIGHTS).encode([t.boxes[a.truth] for a, t in zip(assigned, truth)], [a.boxes for a in assigned])
+    losses = stage.losses(output_of(logits, deltas, boxes), samples, targets)
+    goals = BoxCoder(BOX_DELTA_WEIGHTS).encode([t.boxes[s.matched] for s, t in zip(samples, targets)], boxes)
     classification, regression = fastrcnn_loss(
-        *background_first(logits, deltas), [(a.labels + 1) % (K + 1) for a in assigned], list(goals)
+        *background_first(logits, deltas), [(s.labels + 1) % (K + 1) for s in samples], list(goals)
     )
     torch.testing.assert_close(losses["loss_cls"], classification)
     torch.testing.assert_close(losses["loss_box_reg"], regression)
@@ -95,7 +108,7 @@ def test_sampling_takes_at_most_its_fraction_of_positives() -> None:
     proposals = torch.cat([around(truth[0].boxes, 20), random_boxes(200) + 300])
     (assigned,) = head.assign([Proposals(proposals, torch.zeros(len(proposals)))], truth)
     assert len(assigned.boxes) == 40 and int((assigned.labels < K).sum()) == 10
-    (positives,) = head.positives([assigned])
+    (positives,) = foreground([assigned], K)
     assert len(positives.boxes) == 10 and positives.labels.max() < K
 
 
@@ -104,7 +117,8 @@ def test_an_image_without_objects_gives_background_alone_and_no_box_loss() -> No
     nothing = [Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))]
     (assigned,) = head.assign([Proposals(random_boxes(7), torch.zeros(7))], nothing)
     assert assigned.labels.tolist() == [K] * 7
-    losses = head.losses(torch.randn(7, K + 1), torch.randn(7, K * 4), [assigned], nothing)
+    output = output_of(torch.randn(7, K + 1), torch.randn(7, K * 4), [assigned.boxes])
+    losses = head.losses(output, [assigned], nothing)
     assert losses["loss_box_reg"] == 0 and losses["loss_cls"].isfinite()
 
 
@@ -112,7 +126,7 @@ def test_detections_are_torchvisions() -> None:
     head = make()
     proposals = [random_boxes(60), random_boxes(40)]
     logits, deltas = torch.randn(100, K + 1) * 2, torch.randn(100, K * 4)
-    found = head.select(logits, deltas, [Proposals(p, torch.zeros(len(p))) for p in proposals], SIZES)
+    found = select_detections([output_of(logits, deltas, proposals)], head, SIZES)
     want = roi_heads().postprocess_detections(
         *background_first(logits, deltas), list(proposals), [(s.height, s.width) for s in SIZES]
     )
@@ -124,12 +138,8 @@ def test_detections_are_torchvisions() -> None:
 
 def test_detections_obey_their_settings() -> None:
     spec = BoxHeadSpec(pool_size=3, hidden=16, min_score=0.4, max_detections=7)
-    (found,) = make(spec).select(
-        torch.randn(200, K + 1) * 3,
-        torch.zeros(200, K * 4),
-        [Proposals(random_boxes(200), torch.zeros(200))],
-        SIZES[:1],
-    )
+    output = output_of(torch.randn(200, K + 1) * 3, torch.zeros(200, K * 4), [random_boxes(200)])
+    (found,) = select_detections([output], make(spec), SIZES[:1])
     assert len(found) == 7 and found.scores.min() > 0.4 and found.scores.diff().le(0).all()
 
 
@@ -137,27 +147,54 @@ def test_predictions_that_are_not_finite_are_no_detections() -> None:
     logits, deltas = torch.zeros(3, K + 1), torch.zeros(3, K * 4)
     logits[0, 0], deltas[1, 5] = float("nan"), float("inf")
     boxes = torch.tensor([[0.0, 0, 9, 9], [20, 20, 40, 40], [50, 50, 90, 90]])
-    (found,) = make().select(logits, deltas, [Proposals(boxes, torch.zeros(3))], SIZES[:1])
+    (found,) = select_detections([output_of(logits, deltas, [boxes])], make(), SIZES[:1])
     assert set(map(tuple, found.boxes.tolist())) == {(50.0, 50.0, 90.0, 90.0)}
 
 
 def test_no_proposals_give_no_detections() -> None:
-    none = Proposals(torch.zeros(0, 4), torch.zeros(0))
-    found = make().select(torch.zeros(0, K + 1), torch.zeros(0, K * 4), [none, none], SIZES)
+    output = output_of(torch.zeros(0, K + 1), torch.zeros(0, K * 4), [torch.zeros(0, 4)] * 2)
+    found = select_detections([output], make(), SIZES)
     assert [len(f) for f in found] == [0, 0]
 
 
 def test_predictions_are_at_least_float32_in_half_precision() -> None:
-    logits, deltas = make().bfloat16()(torch.randn(2, 4, 3, 3, dtype=torch.bfloat16))
+    logits, deltas = make().head.bfloat16()(torch.randn(2, 4, 3, 3, dtype=torch.bfloat16))
     assert logits.dtype == deltas.dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_losses_keep_the_precision_of_the_logits(dtype: torch.dtype) -> None:
     boxes = random_boxes(3).to(dtype)
-    assigned, truth = (
-        Assigned(boxes, torch.tensor([0, 1, K]), torch.tensor([0, 1, 0])),
-        Targets(boxes[:2], torch.tensor([0, 1])),
-    )
-    losses = make().losses(torch.randn(3, K + 1, dtype=dtype), torch.randn(3, K * 4, dtype=dtype), [assigned], [truth])
+    samples = SampledRegions(boxes, torch.tensor([0, 1, K]), torch.tensor([0, 1, 0]))
+    target = Targets(boxes[:2], torch.tensor([0, 1]))
+    output = output_of(torch.randn(3, K + 1, dtype=dtype), torch.randn(3, K * 4, dtype=dtype), [boxes])
+    losses = make().losses(output, [samples], [target])
     assert {loss.dtype for loss in losses.values()} == {dtype}
+
+
+def test_the_next_stage_gets_the_boxes_of_the_best_class() -> None:
+    """Checked against torchvision's decoder, class by class; empty boxes are dropped and boxes clipped."""
+    stage, boxes = make(), [random_boxes(30), random_boxes(20)]
+    logits, deltas = torch.randn(50, K + 1), torch.randn(50, K * 4)
+    proposals = stage.next_proposals(output_of(logits, deltas, boxes), SIZES)
+    decoded = BoxCoder(BOX_DELTA_WEIGHTS).decode(deltas, boxes).split([30, 20])  # (R, K, 4)
+    for proposal, image_boxes, image_logits, size in zip(
+        proposals, decoded, logits.split([30, 20]), SIZES, strict=True
+    ):
+        scores, labels = image_logits[:, :K].max(1)
+        best = image_boxes[torch.arange(len(labels)), labels]
+        expected = torch.stack([best[:, i].clamp(0, (size.width, size.height)[i % 2]) for i in range(4)], dim=1)
+        keep = (expected[:, 2] > expected[:, 0]) & (expected[:, 3] > expected[:, 1])
+        torch.testing.assert_close(proposal.boxes, expected[keep])
+        assert torch.equal(proposal.scores, scores[keep]) and keep.any()
+
+
+def test_stages_that_scored_the_same_regions_are_averaged() -> None:
+    boxes, deltas = [random_boxes(40)], torch.zeros(40, K * 4)
+    logits = [torch.randn(40, K + 1) * 3 for _ in range(3)]
+    spec = BoxHeadSpec(pool_size=3, hidden=16, min_score=0.0, nms_iou=1.0, max_detections=1000)
+    (detections,) = select_detections(
+        [output_of(of_one, deltas, boxes) for of_one in logits], make(spec), [ImageSize(400, 400)]
+    )
+    mean = torch.stack([of_one.softmax(1) for of_one in logits]).mean(0)[:, :K]
+    torch.testing.assert_close(detections.scores, mean.flatten().sort(descending=True).values)

@@ -1,4 +1,4 @@
-"""What the tests of every host share: weights of three nets, and real images."""
+"""Weights of three nets, and real images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def photos(coco_mini: Path) -> Callable[[int, int, int], Tensor]:
 def weight_files(
     imagenet_weights: Path, photos: Callable[[int, int, int], Tensor], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """Of ResNet-18 and -50 ImageNet's; of ResNet-101 random ones whose statistics were taken from real images."""
+    """ImageNet weights of ResNet-18 and -50; random weights of ResNet-101 with the statistics of real images."""
     torch.manual_seed(0)
     net = ResNetBackbone(RESNETS["resnet101"], norm="bn").train()
     for norm in net.modules():

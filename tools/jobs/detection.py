@@ -1,0 +1,264 @@
+"""Training, scoring and predicting with detectors, as functions for commands, tests and notebooks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from heads.detector import RCNN
+from heads.images import read_image
+from heads.predictor import Predictor
+from resnet_backbone.errors import MissingFile
+from tools.config.detection import RunConfig, load_config
+from tools.console import CONSOLE
+from tools.data.coco import CocoData
+from tools.devices import pick_device, pick_precision
+from tools.evaluation.scores import Scores
+from tools.evaluation.table import scores_table
+from tools.report.curves import write_loss_curve
+from tools.report.summary import data_summary_table
+
+from . import runs
+from .detection_pictures import detections_to_json, draw_detections, write_prediction_page, write_training_page
+from .detection_scores import predict_results, score, write_scores
+from .detection_setup import load_split, load_train, load_val, make_detector, open_detector, training_images
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = [
+    "Prediction",
+    "evaluate",
+    "load_run_config",
+    "load_split",
+    "load_train",
+    "load_val",
+    "make_detector",
+    "open_detector",
+    "predict",
+    "run_folder",
+    "train",
+    "training_images",
+]
+
+PICTURE_SIDE_PX = 480
+
+
+def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> RCNN:
+    """Train a detector. The run is written to `config.out`.
+
+    Args:
+        config: the settings of the run.
+        resume: continue the run in `config.out` from its last checkpoint.
+        overwrite: remove an earlier run in `config.out` first.
+
+    Returns:
+        The trained detector.
+
+    Raises:
+        UserError: a setting, the data or the weights cannot be used; the folder holds another run; a loss is not
+            finite.
+        Stopped: Ctrl-C or SIGTERM; a checkpoint was saved.
+    """
+    # not at the top: the engine imports accelerate and tensorboard, which scoring and predicting do not need
+    from tools.engine.tasks import Detection
+
+    with runs.started(config, resume=resume, overwrite=overwrite) as accelerator:
+        console = runs.main_console(accelerator)
+        torch.manual_seed(config.train.seed)
+        data = load_train(config)
+        if accelerator.is_main_process:
+            _show_data(data, config)
+        val = load_val(config) if config.data.val is not None else None
+        detector = make_detector(config, data, console).to(accelerator.device)
+        runs.fit(
+            detector,
+            Detection(config.model, detector.preprocess),
+            training_images(config, data, detector.preprocess.resize),
+            config,
+            accelerator,
+            resume=resume,
+            evaluate=None
+            if val is None
+            else lambda step: _score_in_training(detector, val, config, accelerator, console),
+            goal=lambda figures: -(figures.get("bbox/AP") or 0.0),
+        )
+        if accelerator.is_main_process:
+            _finish(detector, val, config)
+    return detector
+
+
+def run_folder(run_or_weights: str | PathLike[str]) -> Path:
+    """The folder of a run, given the folder or a file in it."""
+    path = Path(run_or_weights)
+    if path.is_dir():
+        return path
+    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+
+
+def load_run_config(
+    run_or_weights: str | PathLike[str], config: Path | None = None, overrides: Sequence[str] = ()
+) -> RunConfig:
+    """Load the settings to score with.
+
+    Args:
+        run_or_weights: the folder of a run, or a file.
+        config: a YAML file; None for the config.yaml of the run.
+        overrides: settings such as "eval.batch_size=4".
+
+    Returns:
+        The settings.
+
+    Raises:
+        MissingFile: no file was given and the run has none.
+        ConfigError: as for `load_config`.
+    """
+    own = run_folder(run_or_weights) / "config.yaml"
+    if config is None and not own.is_file():
+        raise MissingFile(
+            f"{own} does not exist, so the data to score on is unknown: give a configuration (CONFIG, after the "
+            "weights, on the command line)"
+        )
+    return load_config(config or own, overrides)
+
+
+def evaluate(
+    run_or_weights: str | PathLike[str], config: RunConfig | None = None, *, out: str | PathLike[str] | None = None
+) -> Scores:
+    """Score a detector on the validation split, and write results.json and scores.json.
+
+    Args:
+        run_or_weights: the folder of a run, or a file, as for `load_detector`.
+        config: the settings; `data.val`, `eval`, `train.device` and `train.precision` are used. None for those of the
+            run.
+        out: folder for the two files; None for the folder of the run.
+
+    Returns:
+        The scores of boxes and, for a detector with a mask head, of masks.
+
+    Raises:
+        UserError: as for `load_run_config`, `load_detector`, `load_val` and `predict_results`.
+    """
+    if config is None:
+        config = load_run_config(run_or_weights)
+    detector = open_detector(run_or_weights).to(pick_device(config.train.device))
+    data = load_val(config)
+    results = predict_results(detector, data, config)
+    scores = score(detector, results, data, config)
+    write_scores(run_folder(run_or_weights) if out is None else Path(out), results, scores)
+    return scores
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What `predict` wrote for one image.
+
+    Attributes:
+        image: the image file.
+        picture: the image with its detections.
+        json: the detections, also those that were not drawn.
+        drawn: number of detections in the picture.
+    """
+
+    image: Path
+    picture: Path
+    json: Path
+    drawn: int
+
+
+def predict(
+    run_or_weights: str | PathLike[str],
+    images: Sequence[str | PathLike[str]],
+    *,
+    out: str | PathLike[str],
+    min_score: float = 0.5,
+    device: str = "auto",
+    precision: str = "fp32",
+) -> list[Prediction]:
+    """Detect objects in image files; write a picture and a JSON file for each.
+
+    Args:
+        run_or_weights: the folder of a run, or a file, as for `load_detector`.
+        images: the image files.
+        out: folder for the pictures and JSON files; it is made.
+        min_score: detections with a lower score are not drawn, 0..1.
+        device: "auto" (CUDA if available), "cpu" or "cuda".
+        precision: "auto", "fp32", "bf16" or "fp16".
+
+    Returns:
+        What was written, by image.
+
+    Raises:
+        UserError: as for `load_detector`, `pick_device` and `pick_precision`.
+        UnreadableImage: a file is missing, damaged or no image; those before it were written.
+    """
+    device = pick_device(device)
+    detector = open_detector(run_or_weights).to(device)
+    predictor = Predictor(detector, precision=pick_precision(precision, device))
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    predictions = []
+    for path in track([Path(p) for p in images], "predict", console=CONSOLE, disable=not CONSOLE.is_terminal):
+        image = read_image(path)
+        detections = predictor([image])[0]
+        picture = folder / f"{path.stem}.png"
+        drawing = draw_detections(
+            image, detections, detector.class_names, min_score=min_score, min_side_px=PICTURE_SIDE_PX
+        )
+        Image.fromarray(drawing).save(picture)
+        content = detections_to_json(path, image, detections, detector.class_names)
+        picture.with_suffix(".json").write_text(json.dumps(content) + "\n", encoding="utf-8")
+        drawn = int((detections.scores >= min_score).sum())
+        predictions.append(Prediction(path, picture, picture.with_suffix(".json"), drawn))
+    return predictions
+
+
+def _show_data(data: CocoData, config: RunConfig) -> None:
+    """Print the summary of the data, and write data.txt and a page of augmented training images."""
+    runs.print_and_save(data_summary_table(data.summary()), config.out / "data.txt", CONSOLE)
+    path = config.out / "training_images.png"
+    write_training_page(path, training_images(config, data), data, seed=config.train.seed)
+    CONSOLE.print(f"look at {path}: are the boxes around the objects?", markup=False)
+
+
+def _score_in_training(
+    detector: RCNN, data: CocoData, config: RunConfig, accelerator: Accelerator, console: Console
+) -> runs.Figures:
+    """Score with all processes; the main one prints a table and writes results.json and scores.json."""
+
+    def score_all(results: list[Any]) -> runs.Figures:
+        scores = score(detector, results, data, config)
+        write_scores(config.out, results, scores)
+        console.print(scores_table(scores))
+        return {
+            f"{kind}/{name}": kinds.figures[name] for kind, kinds in scores.kinds.items() for name in ("AP", "AP50")
+        }
+
+    rank, world = accelerator.process_index, accelerator.num_processes
+    results = predict_results(detector, data, config, rank=rank, world=world, quiet=True)
+    return runs.score_together(accelerator, results, score_all)
+
+
+def _finish(detector: RCNN, data: CocoData | None, config: RunConfig) -> None:
+    """Write the loss curve and a page of predictions, and print what to do next."""
+    write_loss_curve(config.out / "metrics.jsonl", config.out / "loss_curve.png")
+    written = ["model.safetensors", "loss_curve.png"]
+    if data is not None:
+        write_prediction_page(config.out / "predictions.png", detector, data, config)
+        written += ["predictions.png", "scores.json", "results.json"]
+    CONSOLE.print(
+        f"\ndone. Look at {config.out}/: {', '.join(written)}, training_images.png, metrics.jsonl\n"
+        f"next:  python tools/predict.py {config.out} IMAGE... --out {config.out}/predictions\n"
+        f"       python tools/eval_det.py {config.out}\n"
+        f"       tensorboard --logdir {config.out}/tensorboard",
+        markup=False,
+    )

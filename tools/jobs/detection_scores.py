@@ -1,0 +1,110 @@
+"""Scoring a detector on a data set in COCO's format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import track
+
+from heads.detector import RCNN
+from heads.images import UnreadableImage
+from heads.predictor import Predictor
+from tools.config.detection import RunConfig
+from tools.console import CONSOLE
+from tools.data.coco import CocoData, ImageRecord
+from tools.data.loader import read_checked
+from tools.devices import pick_precision
+from tools.evaluation.classes import match_categories
+from tools.evaluation.results import coco_results, write_results
+from tools.evaluation.scores import Scores, score_coco
+
+
+def predict_results(
+    detector: RCNN, data: CocoData, config: RunConfig, *, rank: int = 0, world: int = 1, quiet: bool = False
+) -> list[dict[str, Any]]:
+    """Detect objects in the images of a split, or in the share of one process.
+
+    Args:
+        detector: the detector, on its device; it is put into inference mode. Its classes are matched with the
+            categories of the data by name.
+        data: the split.
+        config: the settings; `train.precision`, `eval.batch_size` and `data.on_bad_image` are used.
+        rank: index of this process.
+        world: number of processes; each takes every world-th image.
+        quiet: show no progress.
+
+    Returns:
+        Results in COCO's format. Images that cannot be read have none with `data.on_bad_image` "skip".
+
+    Raises:
+        UnreadableImage: an image cannot be read and `data.on_bad_image` is "stop".
+        InvalidValue: no class of the detector has the name of a category.
+    """
+    match = match_categories(detector.class_names, list(zip(data.category_ids, data.class_names)))
+    precision = pick_precision(config.train.precision, next(detector.parameters()).device.type)
+    batch_size = config.eval.batch_size
+    predictor = Predictor(detector, precision=precision, batch_size=batch_size)
+    records = data.records[rank::world]
+    results: list[dict[str, Any]] = []
+    batches = [records[i : i + batch_size] for i in range(0, len(records), batch_size)]
+    for batch in track(batches, "score", console=CONSOLE, disable=quiet or not CONSOLE.is_terminal):
+        readable = [(record, image) for record in batch if (image := read_or_skip(record, config)) is not None]
+        for (record, _), detections in zip(readable, predictor([image for _, image in readable])):
+            results += coco_results(record.image_id, detections, match.category_ids)
+    return results
+
+
+def read_or_skip(record: ImageRecord, config: RunConfig) -> np.ndarray | None:
+    """Read an image of a split.
+
+    Args:
+        record: the image.
+        config: the settings; `data.on_bad_image` is used.
+
+    Returns:
+        (H, W, 3) uint8 RGB, or None if it cannot be read and `data.on_bad_image` is "skip".
+
+    Raises:
+        UnreadableImage: it cannot be read and `data.on_bad_image` is "stop".
+    """
+    try:
+        return read_checked(record)
+    except UnreadableImage as error:
+        if config.data.on_bad_image == "stop":
+            raise
+        CONSOLE.print(f"skipped: {error}", markup=False)
+        return None
+
+
+def score(detector: RCNN, results: Sequence[dict[str, Any]], data: CocoData, config: RunConfig) -> Scores:
+    """Score results with COCO-eval.
+
+    Args:
+        detector: the detector; masks are scored if it has a mask head.
+        results: what `predict_results` returned, of all processes.
+        data: the split.
+        config: the settings; `data.val` names the annotations.
+
+    Returns:
+        The scores of boxes, and of masks.
+    """
+    assert config.data.val is not None
+    kinds = ("bbox", "segm") if "mask" in detector.instance_heads else ("bbox",)
+    image_ids = [record.image_id for record in data.records]
+    return score_coco(config.data.val.annotations, results, kinds=kinds, image_ids=image_ids)
+
+
+def write_scores(folder: Path, results: Sequence[dict[str, Any]], scores: Scores) -> None:
+    """Write results.json, in COCO's format, and scores.json.
+
+    Args:
+        folder: where to; it is made.
+        results: what was scored.
+        scores: the scores.
+    """
+    write_results(folder / "results.json", results)
+    (folder / "scores.json").write_text(json.dumps(scores.to_json(), indent=1) + "\n", encoding="utf-8")
