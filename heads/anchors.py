@@ -47,10 +47,12 @@ class AnchorGrid(nn.Module):
     ) -> None:
         super().__init__()
         if missing := [level for level in sizes_px if level not in strides]:
-            raise InvalidValue(f"anchors are asked on {missing}, the neck gives {list(strides)}: name its levels")
+            raise InvalidValue(f"anchors are defined for {missing}, the neck gives {list(strides)}: name its levels")
         counts = {len(sizes) * len(ratios) for sizes in sizes_px.values()}
         if len(counts) != 1:
-            raise InvalidValue(f"every level must have the same number of anchor sizes, got {dict(sizes_px)}")
+            raise InvalidValue(
+                f"every level must have the same number of anchor sizes, got {dict(sizes_px)}: give as many for each"
+            )
         self.per_cell = counts.pop()
         self.levels = tuple(sizes_px)
         self.strides = {level: strides[level] for level in self.levels}

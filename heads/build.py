@@ -54,7 +54,7 @@ def build_detector(
         num_classes: number of classes K, for labels 0..K - 1; the background is not counted.
         weights: a whole detector's weights, in the layout of any project: a file, the folder of a run, or a state dict.
             They also bring pixel format, image size and class names.
-        source: whose weights they are (a key of `SOURCES`), if the file does not tell.
+        source: where the weights come from (a key of `SOURCES`), if the file does not identify it.
         backbone: a backbone with its weights, for the levels that the recipe reads; `build_backbone(...)` and
             `as_backbone(...)` make one. None builds the recipe's own.
 
@@ -65,7 +65,7 @@ def build_detector(
         InvalidValue: an unknown name, norms or stages that would be frozen at initial values, another number of classes
             than the weights have, or a backbone that does not return what it publishes.
         WeightMismatch: the weights do not fit; as for `load_weights`.
-        CertificateMismatch: a certified file does not hold what its certificate says.
+        CertificateMismatch: a certified file does not match its certificate.
     """
     if backbone is not None and not isinstance(backbone, ResNetBackbone):
         check_backbone(cast(nn.Module, backbone))
@@ -88,14 +88,14 @@ def resolve_recipe(recipe: str | DetectorRecipe, file: WeightFile | None, *, sou
     Args:
         recipe: a name in `DETECTORS` or a recipe.
         file: the weights; None leaves the recipe as it is.
-        source: whose weights they are, if the file does not tell.
+        source: where the weights come from (a key of `SOURCES`), if the file does not identify it.
 
     Returns:
         The recipe with the conventions of the weights and, if it was given by its name, their stride placement.
 
     Raises:
         InvalidValue: an unknown name.
-        AmbiguousWeights: the source cannot be told.
+        AmbiguousWeights: the source cannot be identified.
     """
     by_name = isinstance(recipe, str)
     if isinstance(recipe, str):
@@ -124,13 +124,13 @@ def load_certified(detector: RCNN, file: WeightFile, *, source: str | None = Non
     Args:
         detector: a fresh detector; after an error it must not be used.
         file: the weights.
-        source: whose weights they are, if the file does not tell.
+        source: where the weights come from (a key of `SOURCES`), if the file does not identify it.
 
     Returns:
         What happened to every key.
 
     Raises:
-        CertificateMismatch: the file does not hold what its certificate says.
+        CertificateMismatch: the file does not match its certificate.
         WeightMismatch: the weights do not fit.
     """
     if file.meta is not None and file.certified:
@@ -164,8 +164,8 @@ def _check_num_classes(file: WeightFile, num_classes: int) -> None:
     classes = num_classes_in(file)
     if layout_of(file.state) is not None and classes is not None and classes != num_classes:
         raise InvalidValue(
-            f"{file}: these weights have {classes} classes and the background, num_classes={num_classes} was given: build "
-            f"with num_classes={classes} (the background is not counted), then fine_tune() another one from it"
+            f"{file}: these weights have {classes} classes and the background, num_classes={num_classes} was given: "
+            f"build with num_classes={classes} (the background is not counted), then fine_tune() another one from it"
         )
 
 
@@ -247,7 +247,7 @@ def fine_tune(
     Args:
         detector: the detector to train.
         weights: the other detector's weights, as for `load_weights`.
-        source: whose weights they are, if the file does not tell.
+        source: where the weights come from (a key of `SOURCES`), if the file does not identify it.
         allow_missing: patterns of further keys that may keep their initial values.
 
     Returns:

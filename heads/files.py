@@ -28,7 +28,7 @@ def detector_content(detector: RCNN, recipe: DetectorRecipe, *, source: str = "t
     Args:
         detector: the detector, around a `ResNetBackbone`.
         recipe: the recipe that it was built from.
-        source: whose weights these are.
+        source: where the weights come from, a key of `SOURCES` or a description.
 
     Returns:
         {"model": tensors, "meta": recipe, class names and pixel format as plain values}.
@@ -63,7 +63,7 @@ def save_detector(detector: RCNN, recipe: DetectorRecipe, path: str | PathLike[s
         detector: the detector, around a `ResNetBackbone`. It runs once, for its fingerprint.
         recipe: the recipe that it was built from.
         path: the file, `.pth` or `.safetensors`.
-        source: whose weights these are, a key of `SOURCES` or in words.
+        source: where the weights come from, a key of `SOURCES` or a description.
 
     Raises:
         InvalidType: another backbone, which no recipe can build again.
@@ -77,7 +77,7 @@ def load_detector(path: str | PathLike[str] | WeightFile) -> tuple[RCNN, Detecto
     """Build the detector that a file of this project holds.
 
     A certified file is checked: the hash of every tensor and the outputs of every stage. The checkpoint of a run has no
-    certificate; `WeightFile.certified` tells.
+    certificate (`WeightFile.certified`).
 
     Args:
         path: a file that tools/train_det.py or tools/convert_weights.py wrote, or the folder of a run.
@@ -88,7 +88,7 @@ def load_detector(path: str | PathLike[str] | WeightFile) -> tuple[RCNN, Detecto
     Raises:
         MissingFile: there is no such file.
         InvalidValue: the file is damaged, or holds no detector of this project.
-        CertificateMismatch: a tensor or a stage is not what the certificate says.
+        CertificateMismatch: a tensor or the output of a stage does not match the certificate.
         WeightMismatch: the tensors do not fit the recipe.
     """
     if not isinstance(path, WeightFile) and not Path(path).exists():
@@ -107,7 +107,7 @@ def load_detector(path: str | PathLike[str] | WeightFile) -> tuple[RCNN, Detecto
 
 
 def _check_consistent(recipe: DetectorRecipe, file: WeightFile) -> None:
-    """The backbone stands twice in a detector's metadata: as a net and in the recipe."""
+    """Compare the two descriptions of the backbone in a detector's metadata: as a net and in the recipe."""
     assert file.meta is not None
     net = file.meta["net"]
     recorded = {**net["spec"], "norm_eps": net["norm_eps"]}

@@ -61,7 +61,9 @@ class Predictor:
             UnreadableImage: a file that is missing, truncated or no image.
             InvalidType: anything that is no image, or a single image instead of a list.
         """
-        if isinstance(images, (str, PathLike, np.ndarray)) or hasattr(images, "convert"):  # a Pillow image has convert()
+        if isinstance(images, (str, PathLike, np.ndarray)) or hasattr(
+            images, "convert"
+        ):  # a Pillow image has convert()
             raise InvalidType("Predictor takes a list of images: put this one in brackets")
         detections = []
         for start in range(0, len(images), self.batch_size):

@@ -13,7 +13,7 @@ from .structures import Detections, Targets
 
 @runtime_checkable
 class InstanceHead(Protocol):
-    """A module that says something about every detected instance, such as its mask."""
+    """A module that predicts a property of every detected instance, such as its mask."""
 
     def __call__(self, regions: Tensor) -> Tensor:
         """Run the head.
@@ -42,7 +42,7 @@ class InstanceHead(Protocol):
         ...
 
     def detect(self, regions: Tensor, detections: Sequence[Detections]) -> list[Detections]:
-        """Add what the head says to detections.
+        """Add the predictions of the head to detections.
 
         Args:
             regions: (S, C, P, P), pooled features of the detected boxes, image by image.

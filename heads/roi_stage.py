@@ -41,7 +41,7 @@ class StageOutput:
 
     def per_image(self, values: Tensor) -> tuple[Tensor, ...]:
         """Split values of the S regions into N tensors of R."""
-        return values.split([len(boxes) for boxes in self.boxes])
+        return torch.split(values, [len(boxes) for boxes in self.boxes])
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class InstanceStage:
 
     Attributes:
         pooler: features and boxes -> pooled regions; C4 detectors share that of the box stage.
-        head: pooled regions -> what it says of each instance.
+        head: pooled regions -> one prediction per instance.
     """
 
     pooler: RegionPooler

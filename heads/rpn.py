@@ -1,6 +1,6 @@
-"""The region proposal network: proposals and their losses (Ren et al., *Faster R-CNN*, 2015; over levels as in FPN).
+"""The region proposal network (Ren et al., *Faster R-CNN*, 2015; on the levels of a pyramid as in FPN).
 
-Glossary: N images, L levels, A anchors a cell, T = sum over levels of h * w * A anchors an image.
+N images, L levels, A anchors per cell, T = sum over levels of h * w * A anchors per image.
 """
 
 from __future__ import annotations
@@ -28,10 +28,26 @@ WEIGHTS: B.BoxWeights = (1.0, 1.0, 1.0, 1.0)
 
 @dataclass(frozen=True)
 class RPNSpec:
-    """Settings of the RPN; the default is detectron2's R50-FPN recipe.
+    """Settings of the RPN; the defaults are those of detectron2's R50-FPN configurations.
 
-    anchor_sizes_px: one tuple a level, fine to coarse. keep_*: proposals kept a level before, and an image after,
-    non-maximum suppression.
+    Attributes:
+        anchor_sizes_px: per level, fine to coarse, the square roots of the anchors' areas, pixels.
+        anchor_ratios: heights of the anchors divided by their widths.
+        convs: number of 3x3 convolutions before the outputs.
+        samples_per_image: anchors of an image that are sampled for the losses.
+        positive_fraction: largest share of positive anchors among them, 0 to 1.
+        positive_iou: an anchor is positive if its IoU with a ground-truth box is at least this, 0 to 1. The best
+            anchors of every ground-truth box are positive too (`Conventions.best_anchor_min_iou`).
+        negative_iou: any other anchor is negative if its IoU with every ground-truth box is below this, 0 to 1; anchors
+            between both take no part in the losses.
+        nms_iou: non-maximum suppression drops a proposal whose IoU with a better one of its level exceeds this, 0 to 1.
+        keep_before_nms_train: in training, proposals that are kept of a level before non-maximum suppression.
+        keep_after_nms_train: in training, proposals that are kept of an image after it.
+        keep_before_nms_test: in inference, proposals that are kept of a level before non-maximum suppression.
+        keep_after_nms_test: in inference, proposals that are kept of an image after it.
+
+    Raises:
+        InvalidValue: a value that is out of range.
     """
 
     anchor_sizes_px: tuple[tuple[float, ...], ...] = ((32,), (64,), (128,), (256,), (512,))
@@ -54,18 +70,18 @@ class RPNSpec:
         if self.negative_iou > self.positive_iou:
             raise InvalidValue(f"negative_iou={self.negative_iou} must not exceed positive_iou={self.positive_iou}")
         if not self.anchor_ratios or min(self.anchor_ratios) <= 0:
-            raise InvalidValue(f"anchor_ratios={self.anchor_ratios} must be positive, and at least one")
+            raise InvalidValue(f"anchor_ratios={self.anchor_ratios} must be positive: give at least one")
         if any(not sizes or min(sizes) <= 0 for sizes in self.anchor_sizes_px):
-            raise InvalidValue(f"anchor_sizes_px={self.anchor_sizes_px} must be positive, at least one a level")
+            raise InvalidValue(f"anchor_sizes_px={self.anchor_sizes_px} must be positive: give at least one per level")
 
     @property
     def keep_train(self) -> tuple[int, int]:
-        """Proposals kept in training: in a level before NMS, in an image after it."""
+        """Proposals kept in training: of a level before NMS, of an image after it."""
         return self.keep_before_nms_train, self.keep_after_nms_train
 
     @property
     def keep_test(self) -> tuple[int, int]:
-        """Proposals kept at test time: in a level before NMS, in an image after it."""
+        """Proposals kept in inference: of a level before NMS, of an image after it."""
         return self.keep_before_nms_test, self.keep_after_nms_test
 
 
@@ -82,7 +98,14 @@ class RPNOutput(NamedTuple):
 
 
 class RPN(nn.Module):
-    """3x3 convolutions and two 1x1 siblings shared by all levels: objectness (A) and deltas (4A)."""
+    """3x3 convolutions and two 1x1 outputs, shared by all levels: objectness (A) and box deltas (4A) of every cell.
+
+    Args:
+        channels: C, channels of every level.
+        anchors: the anchors of the levels.
+        spec: settings of the network.
+        conventions: what the projects do differently.
+    """
 
     def __init__(self, channels: int, anchors: AnchorGrid, spec: RPNSpec, conventions: Conventions) -> None:
         super().__init__()
@@ -103,14 +126,14 @@ class RPN(nn.Module):
             levels: level -> (N, C, h, w).
 
         Returns:
-            Logits and deltas, at least float32, in the order of the anchors.
+            Logits and deltas, float32 or float64, in the order of the anchors.
         """
         logits, deltas = [], []
         for level in self.anchors.levels:
             hidden = levels[level]
             for conv in self.convs:
                 hidden = F.relu(conv(hidden), inplace=True)
-            # (N, A, h, w) -> (N, h, w, A): free in channels_last memory
+            # (N, A, h, w) -> (N, h, w, A) copies nothing in channels_last memory
             logits.append(B.promote(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1)))
             deltas.append(B.promote(self.deltas(hidden).permute(0, 2, 3, 1).reshape(len(hidden), -1, 4)))
         return RPNOutput(logits, deltas)
@@ -173,13 +196,13 @@ class RPN(nn.Module):
     def propose(
         self, output: RPNOutput, levels: Mapping[str, Tensor], batch: ImageBatch, keep: tuple[int, int]
     ) -> list[Proposals]:
-        """The best anchors of every level, decoded, clipped, without empty ones, after NMS within a level.
+        """Decode the best anchors of every level, clip them, drop empty ones, and suppress within every level.
 
         Args:
             output: of the head.
             levels: level -> (N, C, h, w), for the grids of the anchors.
             batch: the images.
-            keep: how many to keep in a level before NMS, and in an image after it (`RPNSpec.keep_train`, `keep_test`).
+            keep: how many to keep of a level before NMS, and of an image after it (`RPNSpec.keep_train`, `keep_test`).
 
         Returns:
             N proposals, best first.
@@ -187,17 +210,17 @@ class RPN(nn.Module):
         scores, boxes, level_of = [], [], []
         anchors = self.anchors(levels, batch.padded)
         for index, (level_logits, level_deltas, level_anchors) in enumerate(zip(*output, anchors)):
-            top, where = level_logits.topk(min(keep[0], level_logits.shape[1]), dim=1)
+            top, indices = level_logits.topk(min(keep[0], level_logits.shape[1]), dim=1)
             scores.append(top)
-            chosen = level_deltas.gather(1, where[..., None].expand(-1, -1, 4))
+            top_deltas = level_deltas.gather(1, indices[..., None].expand(-1, -1, 4))
             decoded = B.decode(
-                chosen.reshape(-1, 4),
-                level_anchors[where].reshape(-1, 4),
+                top_deltas.reshape(-1, 4),
+                level_anchors[indices].reshape(-1, 4),
                 WEIGHTS,
                 bound_shrinking=self.conventions.bound_shrinking,
             )
             boxes.append(decoded.reshape(len(top), -1, 4))
-            level_of.append(where.new_full((top.shape[1],), index))
+            level_of.append(indices.new_full((top.shape[1],), index))
         all_scores, all_boxes, all_levels = torch.cat(scores, 1), torch.cat(boxes, 1), torch.cat(level_of)
         return [
             self._suppress(image_scores, image_boxes, all_levels, size, keep[1])
@@ -205,6 +228,7 @@ class RPN(nn.Module):
         ]
 
     def _suppress(self, scores: Tensor, boxes: Tensor, level_of: Tensor, size: ImageSize, keep: int) -> Proposals:
+        """The proposals of one image; those that are not finite are dropped."""
         finite = boxes.isfinite().all(1) & scores.isfinite()
         boxes = B.clip(boxes, size)
         good = finite & B.larger_than(boxes, self.conventions.min_proposal_px)

@@ -21,7 +21,7 @@ from .structures import Detections, ImageSize
 
 @dataclass(frozen=True)
 class Candidates:
-    """Pairs of a region and a class whose score passes the threshold.
+    """Pairs of a region and a class with a score above the threshold.
 
     Attributes:
         region: (M,) int64, index of the region.

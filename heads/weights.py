@@ -67,13 +67,13 @@ class DetectorWeights(nn.Module):
         """
         if isinstance(self.backbone, ResNetBackbone):
             self.backbone.check_source(source, file)
-        wanted, actual = conventions_for(source, file), self.box_head.conventions
-        differing = [name for name, value in vars(wanted).items() if getattr(actual, name) != value]
+        expected, actual = conventions_for(source, file), self.box_head.conventions
+        differing = [name for name, value in vars(expected).items() if getattr(actual, name) != value]
         if differing:
             name = differing[0]
             raise InvalidValue(
                 f"{file}: {len(differing)} conventions of these weights differ from this detector's, first {name} "
-                f"({getattr(wanted, name)} against {getattr(actual, name)}): build_detector(weights=...) takes theirs"
+                f"({getattr(expected, name)} against {getattr(actual, name)}): build_detector(weights=...) takes theirs"
             )
 
     def apply_source(self, source: WeightSource | None, file: WeightFile, renamed: Renamed) -> None:

@@ -1,4 +1,4 @@
-"""From names and files to nets, and from nets to files: the one module that knows both nets and weights."""
+"""From names and files to nets, and from nets to files: the only module that handles both nets and weights."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def build_backbone(
             which is built as it is.
         weights: a published name ("imagenet1k_v1", "imagenet1k_v2"), a file (.pth, .safetensors, or a .pkl of arrays)
             in the layout of any project in `SOURCES`, the folder of a run, or a state dict. None: initial values.
-        source: whose weights they are (a key of `SOURCES`), if the file does not tell.
+        source: where the weights come from (a key of `SOURCES`), if the file does not identify it.
         norm: "frozen_bn", "bn", "bn_eval" (fixed statistics), "sync_bn" or "gn".
         out_levels: the levels that `forward` returns.
         frozen_stages: 0 nothing, 1 the stem, 2 the stem and C2, ... 5 everything.
@@ -99,7 +99,7 @@ def build_classifier(
         name: a row of `RESNETS` or a spec.
         num_classes: number of classes.
         weights: as for `build_backbone`.
-        source: whose weights they are (a key of `SOURCES`), if the file does not tell.
+        source: where the weights come from (a key of `SOURCES`), if the file does not identify it.
         norm: as for `build_backbone`.
         frozen_stages: as for `build_backbone`.
 
@@ -154,8 +154,8 @@ def load_weights(
             `preprocess` becomes that of the weights.
         weights: a file (.pth, .safetensors, or a .pkl of arrays), the folder of a run, a published name
             ("imagenet1k_v1"), or a state dict, with the keys of any project in `SOURCES`.
-        source: whose weights these are (a key of `SOURCES`), if neither keys, metadata nor a published hash tell. A
-            state dict with native keys needs none.
+        source: where the weights come from (a key of `SOURCES`), if neither keys, metadata nor a published hash
+            identify it. A state dict with native keys needs none.
         strict: raise unless every tensor of the model is loaded and every tensor of the file has a place or is unused
             by design. False loads what fits; read the report.
         allow_missing: patterns ("box_head.*") of keys that may be absent or of another shape. They keep their initial
@@ -167,8 +167,8 @@ def load_weights(
     Raises:
         MissingFile: there are no such weights.
         WeightMismatch: the weights do not fit; the message names the first keys and the fix.
-        CertificateMismatch: a certified file does not hold what its certificate says.
-        AmbiguousWeights: the source cannot be told.
+        CertificateMismatch: a certified file does not match its certificate.
+        AmbiguousWeights: the source cannot be identified.
         InvalidValue: the file is damaged, or the model was built with another stride placement or epsilon. The model
             is unchanged after every error.
     """
@@ -182,7 +182,7 @@ def open_weights(weights: Weights, *, net: str | None = None) -> WeightFile:
 
     Args:
         weights: as for `load_weights`.
-        net: the net (a row of `RESNETS`) whose file a published name stands for.
+        net: the net (a row of `RESNETS`) for which a published name is read.
 
     Returns:
         The content of the file.
@@ -223,7 +223,7 @@ def verify(file: WeightFile) -> None:
         file: what `open_weights` returned. A file without a certificate has nothing to check.
 
     Raises:
-        CertificateMismatch: the file does not hold what its certificate says.
+        CertificateMismatch: the file does not match its certificate.
     """
     if file.meta is None or not file.certified:
         return
@@ -263,7 +263,7 @@ def from_metadata(
     net = meta["net"]
     spec = from_plain(ResNetSpec, net["spec"])
     settings = {"norm": norm or net["norm"], "norm_eps": net["norm_eps"]}
-    frozen_stages = 0 if norm else net["frozen_stages"]  # whoever asks for another norm wants every tensor of it
+    frozen_stages = 0 if norm else net["frozen_stages"]  # another norm applies to every stage
     if num_classes is not None:
         return ResNetClassifier(spec, num_classes=num_classes, frozen_stages=frozen_stages, **settings)
     return ResNetBackbone(spec, out_levels=net["out_levels"], frozen_stages=frozen_stages, **settings)
@@ -275,7 +275,7 @@ def save_weights(body: ResNetBody, path: str | PathLike[str], *, source: str) ->
     Args:
         body: the net.
         path: the file, `.pth` or `.safetensors`.
-        source: whose weights these are, a key of `SOURCES` or in words.
+        source: where the weights come from, a key of `SOURCES` or a description.
     """
     save_atomically(certified_content(body, source=source), Path(path))
 
@@ -287,7 +287,7 @@ def net_content(
 
     Args:
         body: the net.
-        source: whose weights these are.
+        source: where the weights come from, a key of `SOURCES` or a description.
         project: the project whose detector conventions apply.
         kind: "backbone" or "classifier".
         **facts: what else travels with the weights, as plain values, such as `class_names`.
@@ -320,7 +320,7 @@ def _fingerprint(body: ResNetBody) -> Fingerprint:
 
 
 def _row_of(model: nn.Module) -> str | None:
-    """The row of `RESNETS` whose published weights fit the model; dilation changes nothing about that."""
+    """The row of `RESNETS` that has the weights of the model; the dilation of C5 may differ."""
     spec = getattr(model, "spec", None)
     if not isinstance(spec, ResNetSpec):
         return None

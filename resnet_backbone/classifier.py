@@ -47,4 +47,5 @@ class ResNetClassifier(ResNetBody):
             (N, K) logits.
         """
         deepest = self.levels(pixels)[self.out_levels[-1]]
-        return self.fc(self.avgpool(deepest).flatten(1))
+        logits: Tensor = self.fc(self.avgpool(deepest).flatten(1))
+        return logits

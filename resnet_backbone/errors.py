@@ -1,4 +1,4 @@
-"""Errors that are the caller's to mend, and the part of their message that names the nearest valid name."""
+"""Errors that the caller can fix, and the suggestion of a valid name in their messages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from difflib import get_close_matches
 class UserError(Exception):
     """A mistake in an argument, a setting or a file, as opposed to a fault of this library.
 
-    The message says what came, what was expected and how to fix it. The commands print it without a traceback.
+    The message gives the value, what was expected and how to fix it. The commands print it without a traceback.
     Concrete classes also derive from the built-in exception that callers would catch.
     """
 

@@ -26,7 +26,7 @@ class FeatureSpec:
 
 @runtime_checkable
 class PublishesLevels(Protocol):
-    """A module that says which feature levels it returns: a backbone or a neck.
+    """A module that publishes the feature levels that it returns: a backbone or a neck.
 
     Attributes:
         feature_specs: level name -> its channels and stride, in the order in which `forward` returns the levels.

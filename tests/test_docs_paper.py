@@ -1,4 +1,4 @@
-"""docs/paper.md says what the committed data says, and the data is that of the committed logs."""
+"""The figures in docs/paper.md equal the committed data, and the data equals the committed logs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from resnet_backbone import RESNETS
+from tools.config.classification import ClassifierRunConfig
+from tools.config.settings import settings
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 TEXT = (DOCS / "paper.md").read_text(encoding="utf-8")
@@ -17,12 +19,12 @@ TITLES = {"plain20": "plain-20", "plain56": "plain-56", "resnet20": "ResNet-20",
 
 
 def finals(net: str, key: str) -> list[float]:
-    """Of the seeds, in their order."""
+    """Final figures of the seeds, in their order."""
     return [run["final"][key] for run in CURVES[f"{net}_cifar"]]
 
 
 @pytest.mark.parametrize("net", list(TITLES))
-def test_the_table_of_the_degradation_is_the_datas(net: str) -> None:
+def test_the_degradation_table_equals_the_data(net: str) -> None:
     loss, train, test = (finals(net, f"{key}") for key in ("train_loss", "train_error", "test_error"))
     assert len(loss) == 2
     cells = [
@@ -34,7 +36,7 @@ def test_the_table_of_the_degradation_is_the_datas(net: str) -> None:
 
 
 @pytest.mark.parametrize("net", list(TITLES))
-def test_the_data_is_the_logs(net: str) -> None:
+def test_the_data_equals_the_logs(net: str) -> None:
     for seed in (0, 1):
         lines = (DOCS / "paper" / "logs" / f"{net}_seed{seed}.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines]
@@ -43,13 +45,13 @@ def test_the_data_is_the_logs(net: str) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_papers_order_holds(seed: int) -> None:
+def test_the_order_of_the_nets_is_the_papers(seed: int) -> None:
     for key in ("train_loss", "train_error"):
         plain20, plain56, resnet20, resnet56 = (finals(net, key)[seed] for net in TITLES)
         assert plain56 > plain20 and resnet56 < plain56 and resnet56 <= resnet20
 
 
-def test_nets_configurations_pictures_and_tests_that_are_named_exist() -> None:
+def test_nets_configurations_files_and_tests_that_are_named_exist() -> None:
     nets = re.findall(r"`((?:resnet|plain)\d+(?:_cifar)?(?:_[abc])?)`", TEXT)
     assert len(nets) > 20 and set(nets) <= set(RESNETS)
     root = DOCS.parent
@@ -59,3 +61,9 @@ def test_nets_configurations_pictures_and_tests_that_are_named_exist() -> None:
         assert (DOCS / path).exists(), path
     for test in re.findall(r"`(tests/[\w/]+\.py)`", TEXT):
         assert (root / test).is_file(), test
+
+
+def test_settings_that_are_named_exist() -> None:
+    names = {name for name, _ in settings(ClassifierRunConfig)} | {"model"}
+    named = re.findall(r"--set ([\w.]+)=", TEXT) + re.findall(r"`((?:model|data|eval|schedule)\.\w+)", TEXT)
+    assert len(named) > 10 and set(named) <= names

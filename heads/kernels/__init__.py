@@ -13,7 +13,7 @@ __all__ = ["RoIAlign", "roi_align", "roi_align_by_channels", "roi_align_operator
 
 
 class RoIAlign(Protocol):
-    """The signature of every implementation; they agree to rounding."""
+    """The signature of every implementation; their results differ by rounding only."""
 
     def __call__(
         self, feature: Tensor, regions: Tensor, *, size: int, scale: float, samples: int, aligned: bool
@@ -35,10 +35,21 @@ class RoIAlign(Protocol):
 
 
 def roi_align(feature: Tensor, regions: Tensor, *, size: int, scale: float, samples: int, aligned: bool) -> Tensor:
-    """RoIAlign by the implementation that is fastest here; arguments as for `RoIAlign`, in any precision.
+    """RoIAlign with the fastest implementation for the device and the size of the grid.
 
-    Compiled and exported code always gets torchvision's operator. In eager mode a CPU takes matrix products on small
-    grids and, when gradients are needed, one slice of the channels per thread on large ones.
+    Compiled and exported code, and code on a GPU, uses torchvision's operator. In eager mode on a CPU, small grids use
+    matrix products; large grids use one slice of the channels per thread if gradients are needed.
+
+    Args:
+        feature: (N, C, H, W), in any precision; it is converted to that of the regions.
+        regions: (R, 5), image index and xyxy in pixels of the image.
+        size: side of the output, in bins.
+        scale: cells of the feature map per pixel.
+        samples: samples per bin and axis; 0 takes as many as there are cells under the bin.
+        aligned: shift by half a pixel (correct) or not (torchvision's detectors).
+
+    Returns:
+        (R, C, size, size), in the precision of the regions.
     """
     feature = feature.to(regions.dtype)
     kernel: RoIAlign = roi_align_operator

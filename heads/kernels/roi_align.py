@@ -1,10 +1,11 @@
-"""Implementations of RoIAlign (He et al., *Mask R-CNN*, 2017).
+"""Implementations of RoIAlign (He et al., *Mask R-CNN*, 2017, section 3).
 
-torchvision's operator, the same operator on slices of the channels, and two matrix products. R regions, C channels,
-H x W the grid, P bins per side. RoIAlign averages bilinear samples on a regular grid in each bin. Positions and weights
-of the samples are products of a row part and a column part, so the operation is out[c] = rows @ feature[c] @ columns^T
-with rows (P, H) and columns (P, W). torchvision's CPU operator scatters gradients on one core; matrix products use all
-cores.
+There are three: torchvision's operator, the same operator on slices of the channels, and two matrix products. R
+regions, C channels, (H, W) the grid, P bins per side.
+
+RoIAlign averages bilinear samples on a regular grid in every bin. The weights of the samples are products of a row part
+and a column part, so the operation is out[c] = rows @ feature[c] @ columns^T with rows (P, H) and columns (P, W).
+torchvision's CPU operator computes gradients on one core; matrix products use all cores.
 """
 
 from __future__ import annotations
@@ -18,24 +19,27 @@ import torch
 import torchvision
 from torch import Tensor
 
-# cells of a grid where both cost the same on a CPU: the cost of the products grows with H * W, the operator's does not
+# Number of cells at which both take the same time on a CPU. The time of the products grows with H * W, that of the
+# operator does not.
 SMALL_GRID = 8192
 
 
 def roi_align_operator(
     feature: Tensor, regions: Tensor, *, size: int, scale: float, samples: int, aligned: bool
 ) -> Tensor:
-    """torchvision's operator; arguments as for `heads.kernels.RoIAlign`."""
-    # it reads planes, and would copy a channels_last feature by itself
-    return torchvision.ops.roi_align(feature.contiguous(), regions, size, scale, samples, aligned)
+    """RoIAlign by torchvision's operator; arguments as for `heads.kernels.RoIAlign`."""
+    # the operator needs contiguous features and would copy channels_last ones itself
+    pooled: Tensor = torchvision.ops.roi_align(feature.contiguous(), regions, size, scale, samples, aligned)
+    return pooled
 
 
 def roi_align_by_channels(
     feature: Tensor, regions: Tensor, *, size: int, scale: float, samples: int, aligned: bool
 ) -> Tensor:
-    """torchvision's CPU operator on one slice of the channels per thread; arguments as for `heads.kernels.RoIAlign`.
+    """RoIAlign by torchvision's CPU operator, one slice of the channels per thread.
 
-    The operator works on one core, and its backward pass would be the longest part of a training step.
+    The operator uses one core. Its backward pass would take the largest part of a training step. Arguments as for
+    `heads.kernels.RoIAlign`.
     """
     kernel = partial(
         torchvision.ops.roi_align,
@@ -60,13 +64,14 @@ class _ByChannels(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         graphs, ctx.graphs = ctx.graphs, None
-        parts = gradient.split([out.shape[1] for _, out in graphs], dim=1)
+        parts = torch.split(gradient, [out.shape[1] for _, out in graphs], dim=1)
         with ThreadPoolExecutor(len(graphs)) as pool:
-            found = pool.map(lambda g, part: torch.autograd.grad(g[1], g[0], part.contiguous())[0], graphs, parts)
-            return torch.cat(list(found), dim=1), None
+            gradients = pool.map(lambda g, part: torch.autograd.grad(g[1], g[0], part.contiguous())[0], graphs, parts)
+            return torch.cat(list(gradients), dim=1), None
 
 
 def _with_graph(part: Tensor, kernel: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """A slice of the channels and its pooled regions, with a graph of their own."""
     part.requires_grad_()
     with torch.enable_grad():
         return part, kernel(part)
@@ -75,11 +80,14 @@ def _with_graph(part: Tensor, kernel: Callable[[Tensor], Tensor]) -> tuple[Tenso
 def roi_align_products(
     feature: Tensor, regions: Tensor, *, size: int, scale: float, samples: int, aligned: bool
 ) -> Tensor:
-    """Two matrix products; arguments as for `heads.kernels.RoIAlign`. Regions get no gradient, as in torchvision."""
+    """Two matrix products; arguments as for `heads.kernels.RoIAlign`.
+
+    Regions get no gradient, as in torchvision.
+    """
     height, width = feature.shape[2:]
     edges = regions[:, 1:].detach() * scale - (0.5 if aligned else 0.0)
     extent = edges[:, 2:] - edges[:, :2]
-    if not aligned:  # the older form gives every region at least one cell
+    if not aligned:  # without the half-pixel shift, every region covers at least one cell
         extent = extent.clamp(min=1)
     rows = bin_weights(edges[:, 1], extent[:, 1], size, height, samples)
     columns = bin_weights(edges[:, 0], extent[:, 0], size, width, samples)
@@ -88,29 +96,39 @@ def roi_align_products(
     parts, order = [], []
     with torch.autocast("cpu", enabled=False):
         for index, plane in enumerate(feature.permute(0, 2, 3, 1)):  # (H, W, C)
-            mine = (image_of == index).nonzero().flatten()
-            across = rows[mine].flatten(0, 1) @ plane.reshape(height, width * channels)
-            parts.append(columns[mine].unsqueeze(1) @ across.reshape(len(mine), size, width, channels))
-            order.append(mine)
+            indices = (image_of == index).nonzero().flatten()
+            row_sums = rows[indices].flatten(0, 1) @ plane.reshape(height, width * channels)
+            parts.append(columns[indices].unsqueeze(1) @ row_sums.reshape(len(indices), size, width, channels))
+            order.append(indices)
     out = torch.cat(parts)
-    if bool((image_of.diff() < 0).any()):  # the regions did not come image by image
+    if bool((image_of.diff() < 0).any()):  # the regions are not ordered by image
         out = out[torch.cat(order).argsort()]
     return out.permute(0, 3, 1, 2)
 
 
 def bin_weights(low: Tensor, extent: Tensor, bins: int, cells: int, samples: int) -> Tensor:
-    """low, extent: (R,) in cells -> (R, bins, cells): how much each cell counts in each bin of a line.
+    """Weights of the cells of one axis in the bins of regions, as in torchvision's kernel.
 
-    Samples outside [-1, cells] count nothing, those beyond an edge cell's centre read that cell (torchvision's kernel).
+    Samples outside [-1, cells] have weight zero; samples beyond the centre of the outermost cell read that cell.
+
+    Args:
+        low: (R,) start of the regions, in cells.
+        extent: (R,) length of the regions, in cells.
+        bins: P, number of bins.
+        cells: number of cells of the axis.
+        samples: samples per bin; 0 takes as many as there are cells under the bin.
+
+    Returns:
+        (R, bins, cells).
     """
-    # not from low + extent back again: of one cell rounding may make a little more, and its ceiling two samples
+    # extent is an argument: computed as high - low, rounding could make one cell a little longer, and its ceiling two
     bin_size = extent / bins
     count = bin_size.ceil().clamp(min=0) if samples == 0 else torch.full_like(low, samples)
     most = int(count.max()) if len(count) else 0
     step = torch.arange(most, device=low.device, dtype=low.dtype)
     within = (step + 0.5) / count.clamp(min=1)[:, None]  # (R, most)
-    place = torch.arange(bins, device=low.device, dtype=low.dtype)[:, None] + within[:, None]
-    position = low[:, None, None] + bin_size[:, None, None] * place  # (R, bins, most)
+    bin_position = torch.arange(bins, device=low.device, dtype=low.dtype)[:, None] + within[:, None]
+    position = low[:, None, None] + bin_size[:, None, None] * bin_position  # (R, bins, most)
     counts = (step < count[:, None])[:, None] & (position >= -1) & (position <= cells)
     position = position.clamp(0, cells - 1)
     first = position.floor()

@@ -33,7 +33,7 @@ Fingerprint = dict[str, list[float]]
 
 
 class CertificateMismatch(UserError, ValueError):
-    """A file does not hold what its certificate says."""
+    """A file does not match its certificate."""
 
 
 def describe(preprocess: Preprocess, **facts: Any) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def certify(meta: Mapping[str, Any], state: Mapping[str, Tensor], fingerprint: F
 
 
 def certified_source(meta: Mapping[str, Any]) -> WeightSource:
-    """What the weights of a file of this project were trained with, as its metadata says."""
+    """What the weights of a file of this project were trained with, from its metadata."""
     net = meta["net"]
     return WeightSource(meta["project"], net["spec"]["stride_on"], preprocess_of(meta), net["norm_eps"])
 
@@ -83,7 +83,7 @@ def tensor_hashes(state: Mapping[str, Tensor]) -> dict[str, str]:
 def _hash(tensor: Tensor) -> str:
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
     plain = tensor.detach().cpu().contiguous()
-    if plain.numel():  # the bytes in place: Tensor.numpy() needs NumPy, which knows no bfloat16
+    if plain.numel():  # the bytes in place: Tensor.numpy() needs NumPy, which has no bfloat16
         digest.update((ctypes.c_char * plain.nbytes).from_address(plain.data_ptr()))
     return digest.hexdigest()
 

@@ -156,7 +156,7 @@ class Renamed:
     """A state dict under native keys.
 
     Attributes:
-        state: native key -> tensor. A key that the layout does not know keeps its name.
+        state: native key -> tensor. A key that the layout does not have keeps its name.
         candidates: the sources (keys of `SOURCES`) that use the names which the file had; empty if they were native
             keys already and no other project uses them.
         unused: keys of the file that are not needed, such as the heads in a detector's file.
@@ -179,7 +179,7 @@ def rename_body(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...
         shapes: every native key of the net -> its shape.
 
     Returns:
-        The tensors under native keys; a key that the layout does not know keeps its name.
+        The tensors under native keys; a key that the layout does not have keeps its name.
     """
     # the published CIFAR nets call their classifier "linear"
     state = {("fc" + key.removeprefix("linear") if key.startswith("linear.") else key): v for key, v in state.items()}

@@ -18,7 +18,7 @@ from .sources import SOURCES, WeightSource, check_source_name, resolve_source
 
 @runtime_checkable
 class LoadsWeights(Protocol):
-    """A model that can rename other projects' keys, and knows what its weights must have been trained with."""
+    """A model that renames other projects' keys and checks the settings that its weights were trained with."""
 
     def to_native_keys(self, state: Mapping[str, Tensor]) -> Renamed:
         """Bring the tensors of a file, in any layout, to the keys of this model."""
@@ -100,7 +100,7 @@ def load_file(
     Args:
         model: any module; one that `LoadsWeights` also takes the keys of other projects.
         file: what `read_weights` returned.
-        source: whose weights these are, as for `load_weights`.
+        source: where the weights come from, as for `load_weights`.
         strict: as for `load_weights`.
         allow_missing: as for `load_weights`.
 
@@ -109,7 +109,7 @@ def load_file(
 
     Raises:
         WeightMismatch: a tensor has no place, is missing or has another shape, and `strict` is set.
-        AmbiguousWeights: the source cannot be told.
+        AmbiguousWeights: the source cannot be identified.
         InvalidValue: the model was built with another stride placement or epsilon. The model is unchanged then.
     """
     renamed = model.to_native_keys(file.state) if isinstance(model, LoadsWeights) else Renamed(dict(file.state))
@@ -136,10 +136,10 @@ def source_of(file: WeightFile, renamed: Renamed, source: str | None) -> WeightS
 
     Returns:
         The description in the metadata of a file of this project, or the row of `SOURCES` for any other. None for a
-        state dict with native keys: its owner knows.
+        state dict with native keys, which is taken as it is.
 
     Raises:
-        AmbiguousWeights: the source cannot be told.
+        AmbiguousWeights: the source cannot be identified.
         InvalidValue: the caller's choice contradicts the file.
     """
     if source is not None:

@@ -34,7 +34,7 @@ class WeightFile:
         state: the tensors, under the file's own keys.
         content: everything that the file holds.
         path: where it was read from; None for a state dict that was passed directly.
-        meta: for a file of this project, what it says of itself (see `certificate`); None for any other file.
+        meta: for a file of this project, its metadata (see `certificate`); None for any other file.
     """
 
     state: dict[str, Tensor]
@@ -60,7 +60,7 @@ def read_weights(weights: Weights, *, net: str | None = None) -> WeightFile:
     Args:
         weights: the path of a `.safetensors`, torch or `.pkl` file, a published name ("imagenet1k_v1"), or a state
             dict.
-        net: the net whose file a published name stands for ("resnet50").
+        net: the net for which a published name is read ("resnet50").
 
     Returns:
         The content. A `WeightFile` is returned as it is.
@@ -90,14 +90,14 @@ def read_weights(weights: Weights, *, net: str | None = None) -> WeightFile:
 
 
 def _metadata(content: object, path: Path | None) -> Mapping[str, Any] | None:
-    """What a file of this project says of itself; None for any other file."""
+    """The metadata of a file of this project; None for any other file."""
     meta = content.get("meta") if isinstance(content, Mapping) else None
     if not (isinstance(meta, Mapping) and {"format", "kind"} <= set(meta)):
         return None
     if meta["format"] > FORMAT:
         raise InvalidValue(f"{path} was written by a newer version (format {meta['format']}): update resnet-backbone")
-    wanted = {*DESCRIPTION, *(PROOF if set(PROOF) & set(meta) else ())}
-    if lost := wanted - set(meta):
+    required = {*DESCRIPTION, *(PROOF if set(PROOF) & set(meta) else ())}
+    if lost := required - set(meta):
         raise CertificateMismatch(f"{path}: its certificate has lost {', '.join(sorted(lost))}: make the file again")
     return meta
 
@@ -134,7 +134,7 @@ def read_file(path: Path) -> object:
     """Read the content of a `.safetensors`, `.pkl` or torch file.
 
     Args:
-        path: the file; its suffix tells the format.
+        path: the file; its suffix determines the format.
 
     Returns:
         What the file holds. For a `.safetensors` file of this project {"model": tensors, "meta": metadata}.

@@ -1,4 +1,4 @@
-"""Whose weights a file holds, and what follows from that: stride placement, epsilon of the norms, pixel format.
+"""Where the weights of a file come from, which determines stride placement, epsilon of the norms and pixel format.
 
 torchvision and timm, and the two styles of mmdetection, use the same keys for nets that differ in these. The source is
 resolved from the caller's argument, a published hash or the file's metadata; a file that none of them identifies is
@@ -42,7 +42,7 @@ class WeightSource:
 
 
 _TORCHVISION = Preprocess(resize="torch")
-# torchvision's mean and std for values up to 255; Caffe's BGR means, whose scale is part of the first convolution
+# torchvision's mean and std for values up to 255; Caffe's BGR means, with the scale in the first convolution
 _RGB_255 = Preprocess(value_range=255, mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
 _BGR_255 = Preprocess(channel_order="bgr", value_range=255, mean=(103.53, 116.28, 123.675), std=(1.0, 1.0, 1.0))
 
@@ -67,7 +67,7 @@ SOURCES: dict[str, WeightSource] = {
 
 
 class AmbiguousWeights(UserError, ValueError):
-    """The keys of a file fit several sources that differ in what keys do not tell."""
+    """The keys of a file fit several sources that differ in other respects than keys."""
 
 
 def check_source_name(source: str) -> None:
@@ -105,7 +105,7 @@ def resolve_source(
 
     Raises:
         InvalidValue: the file's keys are not those of the chosen source.
-        AmbiguousWeights: neither the metadata nor a published hash tells the candidates apart.
+        AmbiguousWeights: neither the metadata nor a published hash identifies one of the candidates.
     """
     where = "these weights" if path is None else str(path)
     if source is not None:
@@ -138,7 +138,7 @@ def source_from_metadata(content: object) -> str | None:
         content: everything that the file holds.
 
     Returns:
-        The source that detectron2's author or pixel means, or mmdetection's configuration, tell; None otherwise.
+        The source, identified by detectron2's author or pixel means or mmdetection's configuration; None without them.
     """
     if not isinstance(content, Mapping):
         return None

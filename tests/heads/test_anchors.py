@@ -77,7 +77,7 @@ def test_a_cast_of_the_detector_never_makes_coordinates_half(cast: str, dtype: t
 
 
 def test_anchors_on_a_level_that_the_neck_lacks_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"anchors are asked on \['p6'\], the neck gives \['p2', 'p3'\]"):
+    with pytest.raises(ValueError, match=r"anchors are defined for \['p6'\], the neck gives \['p2', 'p3'\]"):
         AnchorGrid({"p2": (32,), "p6": (64,)}, RATIOS, {"p2": 4, "p3": 8}, Conventions())
 
 

@@ -1,0 +1,79 @@
+"""What a detector starts training from: initial values, pretrained backbones, and tensors that may be missing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from heads.build import assemble, empty_backbone
+from heads.files import load_detector
+from resnet_backbone import RESNETS, ResNetClassifier, WeightMismatch
+from resnet_backbone.weights.keymaps import body_in_layout
+from resnet_backbone.weights.sources import AmbiguousWeights
+from tests.tools.engine.tiny_training import QUIET, Tiny, max_difference, run, start_of
+from tools.jobs import detection
+
+
+def test_a_run_from_scratch_starts_at_the_initial_values_of_assemble(tiny: Tiny) -> None:
+    config = tiny()
+    data = detection.load_train(config)
+    torch.manual_seed(config.train.seed)
+    by_hand = assemble(config.model, len(data.class_names), empty_backbone(config.model))
+    assert max_difference(by_hand, start_of(config, data)) == 0.0
+
+
+def test_a_run_from_msras_weights_uses_bgr_and_records_it(tiny: Tiny, tmp_path: Path) -> None:
+    """Synthetic: a net with bottlenecks, with the keys of detectron2's model zoo."""
+    torch.manual_seed(1)
+    net = ResNetClassifier(replace(RESNETS["resnet50"], stride_on="1x1"))
+    content = {"model": body_in_layout(net.state_dict(), "detectron2"), "__author__": "Detectron2 Model Zoo"}
+    torch.save(content, tmp_path / "R-50.pth")
+    sets = (
+        f"backbone_weights={tmp_path / 'R-50.pth'}",
+        "model.backbone=resnet50",
+        "schedule={iters: 1, warmup_iters: 0}",
+        "data.val=null",
+        "train.batch_size=1",
+    )
+    with pytest.raises(ValueError, match="stride on the 1x1, this net has it on the 3x3.*DetectorRecipe"):
+        run(tiny(*sets))
+    config = tiny(*sets, "model.stride_on=1x1", f"out={tmp_path / 'bgr'}")
+    run(config)
+    detector, _ = load_detector(config.out / "checkpoints" / "last.pt")
+    assert detector.preprocess.channel_order == "bgr" and detector.preprocess.resize == "pillow"
+    assert detector.preprocess.short_side_px == config.input.test_short_side_px
+
+
+def test_tensors_that_may_be_missing_are_printed_and_written_to_weights_txt(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny("schedule={iters: 1, warmup_iters: 0}", "data.val=null")
+    detector = run(config)
+    torch.manual_seed(0)
+    state = {k: v for k, v in detector.state_dict().items() if k not in ("rpn.deltas.bias", "backbone.bn1.bias")}
+    backbone = {key.removeprefix("backbone."): v for key, v in state.items() if key.startswith("backbone.")}
+    torch.save(backbone, tmp_path / "gap.pth")
+    sets = f"backbone_weights={tmp_path / 'gap.pth'}", "backbone_source=torchvision", f"out={tmp_path / 'tuned'}"
+    with pytest.raises(WeightMismatch, match="bn1.bias"):
+        run(tiny(*sets))
+    capsys.readouterr()
+    config = tiny(*sets, "allow_missing=[backbone.bn1.*]", "schedule={iters: 1, warmup_iters: 0}", "data.val=null")
+    config.out.mkdir(exist_ok=True)
+    detection.make_detector(config, detection.load_train(config), Console())
+    cells = [line.split() for line in (config.out / "weights.txt").read_text().splitlines()]
+    rows = {line[0]: line[2:] for line in cells if len(line) == 4}
+    assert rows["backbone"] == ["1", "bn1.bias"] and "bn1.bias" in capsys.readouterr().out
+    assert all(rows[part][1] == "all" for part in ("neck", "rpn", "box_head"))
+
+
+def test_weights_whose_source_is_ambiguous_are_refused_with_the_setting_that_tells(tiny: Tiny, tmp_path: Path) -> None:
+    torch.save(ResNetClassifier("resnet18").state_dict(), tmp_path / "net.pth")
+    weights = f"backbone_weights={tmp_path / 'net.pth'}"
+    with pytest.raises(AmbiguousWeights, match="backbone_source"):
+        detection.make_detector(tiny(weights), detection.load_train(tiny()), QUIET)
+    config = tiny(weights, "backbone_source=torchvision")
+    detection.make_detector(config, detection.load_train(config), QUIET)
