@@ -1,7 +1,7 @@
 """Write a trained detector for torchvision: python examples/to_torchvision.py RUN OUT.
 
-RUN: the folder of a run of tools/train_det.py with a pyramid. OUT: a .pth file with the keys of torchvision's FasterRCNN
-or MaskRCNN and its order of classes.
+RUN: the folder of a run of tools/train_det.py with a pyramid. OUT: a .pth file with the keys of torchvision's Faster
+and Mask R-CNN and its order of classes.
 """
 
 import sys

@@ -87,6 +87,7 @@ def larger_than(boxes: Tensor, min_side_px: float) -> Tensor:
     Returns:
         (R,) bool.
     """
+    boxes = promote(boxes)
     return (boxes[:, 2] - boxes[:, 0] > min_side_px) & (boxes[:, 3] - boxes[:, 1] > min_side_px)
 
 

@@ -35,7 +35,7 @@ from .rpn import RPN
 from .weights import conventions_for, num_classes_in
 
 # layers whose shape depends on the number of classes
-CLASS_LAYERS = ("box_head.logits.*", "box_head.deltas.*", "mask_head.logits.*")
+CLASS_LAYERS = ("box_head*.logits.*", "box_head*.deltas.*", "mask_head.logits.*")
 
 
 def build_detector(

@@ -16,7 +16,7 @@ from resnet_backbone.preprocess import Preprocess
 from resnet_backbone.protocols import Backbone
 
 from .boxes import larger_than
-from .roi_stage import InstanceStage, RoIStage, StageOutput, foreground
+from .roi_stage import InstanceStage, RoIStage, StageOutput, foreground, without_empty
 from .rpn import RPN, RPNOutput
 from .selection import select_detections
 from .structures import Detections, ImageBatch, ImageSize, Proposals, Targets
@@ -121,7 +121,7 @@ class RCNN(DetectorWeights):
             suffix = f"_stage{index + 1}" if index else ""
             losses |= {name + suffix: loss for name, loss in stage.losses(output, samples, targets).items()}
             if index + 1 < len(stages):
-                proposals = stage.next_proposals(output, batch.sizes)
+                proposals = without_empty(stage.next_proposals(output, batch.sizes))
         num_classes = self.box_head.num_classes
         positives = foreground(samples, num_classes)
         for instance in self.instance_heads.values():

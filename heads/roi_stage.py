@@ -138,19 +138,17 @@ class RoIStage:
             sizes: N image sizes without padding.
 
         Returns:
-            N proposals, clipped to their image, without those that became empty or not finite; scores are the logits of
-            the best foreground class.
+            N proposals, one per region and in the same order, clipped to their image; scores are the logits of the best
+            foreground class. A region whose deltas are not finite stays where it is. In training, `without_empty`
+            removes regions that became empty.
         """
         proposals = []
         parts = zip(output.per_image(output.logits), output.per_image(output.deltas), output.boxes, sizes)
         for logits, deltas, boxes, size in parts:
             scores, labels = logits[:, : self.head.num_classes].max(dim=1)
-            best = deltas[torch.arange(len(deltas), device=deltas.device), labels]
-            decoded = self.decode(best, boxes)
-            finite = decoded.isfinite().all(1) & scores.isfinite()
-            moved = B.clip(decoded, size)
-            keep = finite & B.larger_than(moved, 0)
-            proposals.append(Proposals(moved[keep], scores[keep]))
+            decoded = self.decode(deltas[torch.arange(len(deltas), device=deltas.device), labels], boxes)
+            finite = decoded.isfinite().all(dim=1, keepdim=True)
+            proposals.append(Proposals(B.clip(torch.where(finite, decoded, boxes), size), scores))
         return proposals
 
     def decode(self, deltas: Tensor, boxes: Tensor) -> Tensor:
@@ -169,6 +167,11 @@ class InstanceStage:
 
     pooler: RegionPooler
     head: InstanceHead
+
+
+def without_empty(proposals: Sequence[Proposals]) -> list[Proposals]:
+    """Proposals with a positive width and height: an empty one has no regression target."""
+    return [p[B.larger_than(p.boxes, 0)] for p in proposals]
 
 
 def foreground(samples: Sequence[SampledRegions], num_classes: int) -> list[SampledRegions]:

@@ -21,7 +21,7 @@ NEEDS = {
     "mmdetection": "mmengine",
     "transformers": "transformers",
     "segmentation-models-pytorch": "segmentation_models_pytorch",
-    "The way back: any net under our heads": "timm",
+    "Other backbones in our detectors": "timm",
 }
 
 

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from heads import DETECTORS, RCNN, DetectorRecipe, ImageBatch, ImageSize, RoiMasks, Targets, build_detector
 from heads import boxes as B
+from heads.box_head import BoxHead
+from heads.roi_stage import RoIStage
 from resnet_backbone import build_backbone
 
 Hashes = Callable[[Mapping[str, Tensor]], dict[str, str]]
@@ -181,3 +183,43 @@ def test_targets_without_masks_are_refused_where_masks_are_learned(
 def test_one_target_an_image(small_recipe: DetectorRecipe, make_batch: MakeBatch, make_targets: MakeTargets) -> None:
     with pytest.raises(ValueError, match="2 images came with 1 targets: give one per image"):
         build_detector(small_recipe, num_classes=3)(make_batch(), [make_targets([])])
+
+
+def two_stages(recipe: DetectorRecipe) -> RCNN:
+    """A detector with a second box stage of stricter assignment, as in Cascade R-CNN."""
+    one = build_detector(recipe, num_classes=3)
+    (first,) = one.roi_stages
+    head = BoxHead(32, 3, replace(first.head.spec, positive_iou=0.6), first.head.conventions)
+    second = RoIStage(first.pooler, head, (20.0, 20.0, 10.0, 10.0))
+    return RCNN(one.backbone, one.neck, one.rpn, [first, second], one.instance_heads)
+
+
+def test_a_second_stage_has_keys_and_losses_of_its_own(
+    small_recipe: DetectorRecipe, make_batch: MakeBatch, make_targets: MakeTargets
+) -> None:
+    one = build_detector(small_recipe, num_classes=3)
+    two = two_stages(small_recipe).train()
+    added = set(two.state_dict()) - set(one.state_dict())
+    assert set(one.state_dict()) <= set(two.state_dict()) and {key.split(".")[0] for key in added} == {"box_head2"}
+    losses = two(make_batch(), [make_targets(OBJECTS), make_targets([])])
+    assert set(losses) == LOSSES | {"loss_cls_stage2", "loss_box_reg_stage2"}
+    torch.stack(list(losses.values())).sum().backward()
+    missing = [name for name, p in two.named_parameters() if p.requires_grad and p.grad is None]
+    assert not missing
+
+
+def test_a_second_stage_that_changes_nothing_gives_the_detections_of_one(
+    small_recipe: DetectorRecipe, make_batch: MakeBatch
+) -> None:
+    """Stages with equal heads and deltas of zero: the same regions, scored twice, and the mean of equal scores."""
+    two = two_stages(replace(small_recipe, norm="gn")).eval()
+    torch.nn.init.normal_(two.box_head.logits.weight, std=0.1)
+    torch.nn.init.zeros_(two.box_head.deltas.weight)
+    two.get_submodule("box_head2").load_state_dict(two.box_head.state_dict())
+    one = RCNN(two.backbone, two.neck, two.rpn, two.roi_stages[:1], two.instance_heads).eval()
+    batch = make_batch()
+    with torch.inference_mode():
+        for a, b in zip(one.detect(batch), two.detect(batch), strict=True):
+            assert len(a) and torch.equal(a.labels, b.labels)
+            torch.testing.assert_close(a.boxes, b.boxes, rtol=0, atol=1e-3)
+            torch.testing.assert_close(a.scores, b.scores)

@@ -13,7 +13,7 @@ from heads import Conventions, ImageSize, Proposals, Targets
 from heads.box_head import BoxHead, BoxHeadSpec
 from heads.matching import SampledRegions
 from heads.roi_pool import RegionPooler
-from heads.roi_stage import BOX_DELTA_WEIGHTS, RoIStage, StageOutput, foreground
+from heads.roi_stage import BOX_DELTA_WEIGHTS, RoIStage, StageOutput, foreground, without_empty
 from heads.selection import select_detections
 from resnet_backbone import FeatureSpec
 
@@ -173,20 +173,29 @@ def test_losses_keep_the_precision_of_the_logits(dtype: torch.dtype) -> None:
 
 
 def test_the_next_stage_gets_the_boxes_of_the_best_class() -> None:
-    """Checked against torchvision's decoder, class by class; empty boxes are dropped and boxes clipped."""
+    """Checked against torchvision's decoder, class by class, and clipped."""
     stage, boxes = make(), [random_boxes(30), random_boxes(20)]
     logits, deltas = torch.randn(50, K + 1), torch.randn(50, K * 4)
     proposals = stage.next_proposals(output_of(logits, deltas, boxes), SIZES)
     decoded = BoxCoder(BOX_DELTA_WEIGHTS).decode(deltas, boxes).split([30, 20])  # (R, K, 4)
-    for proposal, image_boxes, image_logits, size in zip(
-        proposals, decoded, logits.split([30, 20]), SIZES, strict=True
-    ):
+    parts = zip(proposals, decoded, logits.split([30, 20]), SIZES, strict=True)
+    for proposal, image_boxes, image_logits, size in parts:
         scores, labels = image_logits[:, :K].max(1)
         best = image_boxes[torch.arange(len(labels)), labels]
         expected = torch.stack([best[:, i].clamp(0, (size.width, size.height)[i % 2]) for i in range(4)], dim=1)
-        keep = (expected[:, 2] > expected[:, 0]) & (expected[:, 3] > expected[:, 1])
-        torch.testing.assert_close(proposal.boxes, expected[keep])
-        assert torch.equal(proposal.scores, scores[keep]) and keep.any()
+        torch.testing.assert_close(proposal.boxes, expected)
+        assert torch.equal(proposal.scores, scores)
+
+
+def test_regions_keep_their_places_from_stage_to_stage() -> None:
+    """Scores of all stages are averaged region by region: nothing may be dropped between them in inference."""
+    boxes, deltas = [torch.tensor([[10.0, 10, 50, 60], [20, 20, 40, 40], [5, 5, 9, 9]])], torch.zeros(3, K, 4)
+    deltas[0, :, 0], deltas[1, :, 2] = -1e4, float("nan")  # the first leaves the image, the second is not finite
+    output = output_of(torch.randn(3, K + 1), deltas.flatten(1), boxes)
+    (proposals,) = make().next_proposals(output, SIZES[:1])
+    assert proposals.boxes[:, 0].tolist() == [0.0, 20.0, 5.0] and proposals.boxes[0, 2] == 0
+    (kept,) = without_empty([proposals])
+    assert kept.boxes[:, 0].tolist() == [20.0, 5.0]
 
 
 def test_stages_that_scored_the_same_regions_are_averaged() -> None:

@@ -58,11 +58,12 @@ def test_debug_adds_the_traceback_to_a_mistake_of_the_user(call: Call) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stop", "message"), [(KeyboardInterrupt(), "stopped"), (Stopped("stopped at step 3 [of 6]"),) * 2]
+    ("stop", "message"),
+    [(KeyboardInterrupt(), "stopped"), (Stopped("stopped at step 3 [of 6]"), "stopped at step 3 [of 6]")],
 )
-def test_a_stop_on_request_exits_with_130(stop: KeyboardInterrupt, message: object, call: Call) -> None:
+def test_a_stop_on_request_exits_with_130(stop: KeyboardInterrupt, message: str, call: Call) -> None:
     printed = call(command_that_raises(stop))
-    assert (printed.code, printed.out, printed.err) == (130, str(message), "")
+    assert (printed.code, printed.out, printed.err) == (130, message, "")
 
 
 def test_success_is_zero_and_a_failed_check_is_the_commands_own_code(call: Call) -> None:

@@ -19,7 +19,7 @@ from resnet_backbone import Preprocess, ResNetClassifier
 from resnet_backbone.build import certified_content, net_content
 from resnet_backbone.weights.read import save_atomically
 
-SOURCE = "trained here"  # whose weights the files of a run hold
+SOURCE = "trained here"  # the source of the weights in the files of a run
 
 
 class TrainBatch(Protocol):

@@ -122,13 +122,13 @@ def load_run_config(
         MissingFile: no file was given and the run has none.
         ConfigError: as for `load_config`.
     """
-    own = run_folder(run_or_weights) / "config.yaml"
-    if config is None and not own.is_file():
+    saved = run_folder(run_or_weights) / "config.yaml"
+    if config is None and not saved.is_file():
         raise MissingFile(
-            f"{own} does not exist, so the data to score on is unknown: give a configuration (CONFIG, after the "
+            f"{saved} does not exist, so the data to score on is unknown: give a configuration (CONFIG, after the "
             "weights, on the command line)"
         )
-    return load_config(config or own, overrides)
+    return load_config(config or saved, overrides)
 
 
 def evaluate(

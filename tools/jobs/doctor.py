@@ -54,8 +54,8 @@ def check_data(config: RunConfig) -> list[Check]:
     """Score the ground truth of the validation split as if it were predictions.
 
     The ground truth passes through the loader's resize to network scale, the predictor's resize to image scale, the
-    RLE encoder, the mapping of categories, the result writer and COCO-eval. A score below 1 is an error of the data or
-    of this pipeline.
+    RLE encoder, the mapping of categories, the result writer and COCO-eval. A score below 1 means an error in the data
+    or in this pipeline.
 
     Args:
         config: the settings; `data.val` and `input` are used.

@@ -56,7 +56,7 @@ def convert(
         out: the file to write, `.pth` or `.safetensors`.
         to: one of `LAYOUTS`; "ours" writes a certified file.
         recipe: for a detector of another project: the name of its recipe in `DETECTORS`.
-        source: whose weights they are (a key of `SOURCES`), if the file does not tell.
+        source: the source of the weights, a key of `SOURCES`; None to resolve it from the file.
         net: for a published name: the net, such as "resnet50".
 
     Returns:
@@ -67,7 +67,7 @@ def convert(
         MissingFile: there are no such weights.
         AmbiguousWeights: the source cannot be told.
         WeightMismatch: the weights do not fit the recipe.
-        CertificateMismatch: a certified file does not hold what its certificate says.
+        CertificateMismatch: a certified file was changed.
     """
     path = Path(out)
     if path.suffix not in SUFFIXES:

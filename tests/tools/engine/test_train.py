@@ -31,9 +31,7 @@ def test_a_device_or_precision_that_is_not_available_is_refused(tiny: Tiny) -> N
         make_accelerator(tiny("train.precision=fp16"))
     assert pick_precision("auto", "cpu") in ("bf16", "fp32") and pick_precision("fp32", "cpu") == "fp32"
     if not torch.cuda.is_available():
-        with pytest.raises(
-            ValueError, match="device=cuda.*no CUDA device: use cpu or auto .train.device in"
-        ):
+        with pytest.raises(ValueError, match="device=cuda.*no CUDA device: use cpu or auto .train.device in"):
             make_accelerator(tiny("train.device=cuda"))
         assert pick_device("auto") == "cpu"
 
