@@ -4,8 +4,8 @@ python tools/doctor.py {data CONFIG | weights FILE} [--set a.b=c ...]
 
 `data` scores the ground truth of the validation split as if it were predictions. It passes through the loader, the
 predictor's resize, the RLE encoder, the category mapping, the result writer and COCO-eval; a score below 1 means an
-error in the data or in this pipeline, and the checks show where. `weights` prints what is known of a weight file, and checks
-every tensor and the outputs of every stage against its certificate.
+error in the data or in this pipeline, and the checks show where. `weights` prints what is known of a weight file, and
+checks every tensor and the outputs of every stage against its certificate.
 """
 
 from __future__ import annotations

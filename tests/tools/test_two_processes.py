@@ -33,12 +33,12 @@ SETS = (
 
 def train(launcher: list[str], config: Path, out: Path, *more: str) -> dict[str, torch.Tensor]:
     sets = [part for one in (*SETS, f"out={out}", *more) for part in ("--set", one)]
-    command = [sys.executable, *launcher, "tools/detection.py", str(config), *sets]
+    command = [sys.executable, *launcher, "tools/train_det.py", str(config), *sets]
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    assert process.returncode == 0, process.stdout + process.stderr
     processes = 2 if launcher else 1
-    assert f"{processes} process(es)" in done.stdout
+    assert f"{processes} process(es)" in process.stdout
     return load_detector(out)[0].state_dict()
 
 

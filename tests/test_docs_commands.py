@@ -1,0 +1,165 @@
+"""Commands in the documents: options and settings of all of them exist, and the cheap ones run as written."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tools import cli
+from tools.config.classification import ClassifierRunConfig
+from tools.config.detection import RunConfig
+from tools.config.settings import load, settings
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+KINDS = {"train_cls": ClassifierRunConfig, "eval_cls": ClassifierRunConfig, "analyse": ClassifierRunConfig}
+
+
+class Command(NamedTuple):
+    where: str
+    words: list[str]
+
+
+def commands() -> list[Command]:
+    """Every line of a shell block and every command in backticks, without comments and shell variables."""
+    found = []
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        blocks = "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+        inline = re.findall(r"`((?:python tools/|torchrun |make )[^`]+)`", text)
+        for line in [*blocks.splitlines(), *inline]:
+            words = shlex.split(line, comments=True)
+            if words and words[0] in ("python", "torchrun", "make"):
+                found.append(Command(f"{document.name}: {line.strip()[:70]}", words))
+    return found
+
+
+@pytest.mark.parametrize("command", commands(), ids=lambda command: command.where)
+def test_the_command_can_be_parsed(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    if command.words[0] == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert next(word for word in command.words[1:] if "=" not in word) in targets
+        return
+    scripts = [index for index, word in enumerate(command.words) if word.startswith("tools/")]
+    if not scripts:
+        pytest.skip("no command of this project: it prepares data of the development checkout")
+    name = Path(command.words[scripts[0]]).stem
+    words = command.words[scripts[0] + 1 :]
+    if words == ["--help"]:
+        assert (ROOT / "tools" / f"{name}.py").is_file()  # test_help_is_printed runs it
+        return
+    arguments = parsed(name, words, monkeypatch)
+    known = {setting for setting, _ in settings(KINDS.get(name, RunConfig))}
+    for override in getattr(arguments, "set", []):
+        setting = override.partition("=")[0]
+        assert any(key == setting or key.startswith(f"{setting}.") or setting == "model" for key in known), setting
+    for value in vars(arguments).values():
+        if str(value).startswith("configs/") and "{" not in str(value):
+            assert (ROOT / str(value)).is_file(), value
+
+
+class Parsed(Exception):
+    pass
+
+
+def parsed(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The arguments as the command itself parses them; it is stopped before it does anything."""
+    original = argparse.ArgumentParser.parse_args
+
+    def stop(parser: argparse.ArgumentParser, *_: object) -> None:
+        raise Parsed(original(parser, words))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    with pytest.raises(Parsed) as stopped:
+        importlib.import_module(f"tools.{name}").main()
+    return stopped.value.args[0]
+
+
+def test_the_readme_trains_with_settings_that_fit_together() -> None:
+    (words,) = [c.words for c in commands() if c.where.startswith("README") and c.words.count("--set") > 3]
+    overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    config = load(RunConfig, ROOT / words[2], overrides)
+    assert config.data.train is not None and config.schedule.auto_scale and config.train.batch_size == 4
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "tools").glob("*.py")))
+def test_help_is_printed(name: str) -> None:
+    source = (ROOT / "tools" / f"{name}.py").read_text()
+    if "cli.run(main)" not in source:
+        pytest.skip(f"tools/{name}.py is no command")
+    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "usage:" in result.stdout and "--debug" in result.stdout
+    assert len(max(result.stdout.splitlines(), key=len)) < 400
+
+
+def python_blocks(document: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_names_that_python_blocks_import_exist(document: Path) -> None:
+    for block in python_blocks(document):
+        for node in ast.walk(ast.parse(block)):
+            if (
+                isinstance(node, ast.ImportFrom)
+                and node.module
+                and node.module.split(".")[0]
+                in (
+                    "resnet_backbone",
+                    "heads",
+                    "tools",
+                )
+            ):
+                module = importlib.import_module(node.module)
+                for alias in node.names:
+                    assert hasattr(module, alias.name), f"{node.module}.{alias.name}"
+
+
+def test_the_readme_library_block_runs_with_a_file_in_place_of_the_download(
+    imagenet_weights: Path, coco_mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the published detector is left out: its file is not here."""
+    block = next(b for b in python_blocks(ROOT / "README.md") if "build_detector" in b)
+    block = block.split("# a published detector")[0]
+    weights = str(imagenet_weights / "resnet50-imagenet.pth")
+    assert 'weights="imagenet1k_v1"' in block and '"photo.jpg"' in block
+    block = block.replace('weights="imagenet1k_v1"', f'weights={weights!r}, source="torchvision"')
+    photo = str(sorted((coco_mini / "val2017").glob("*.jpg"))[0])
+    names: dict[str, Any] = {}
+    exec(compile(block.replace('"photo.jpg"', repr(photo)), "README.md", "exec"), names)
+    assert tuple(names["features"]["c5"].shape) == (1, 2048, 7, 7)
+    assert names["detections"].boxes.shape[1] == 4
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_links_and_named_files_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    for link in filter(None, links):
+        assert (document.parent / link).exists(), link
+    for named in re.findall(r"`((?:tests|tools|heads|resnet_backbone|docs|configs|examples)/[\w./-]+)`", text):
+        assert (ROOT / named).exists() or document.name == "CHANGELOG.md", named
+
+
+def test_the_console_of_the_commands_says_the_message_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a reader of the documents sees when a file is missing: one line, no traceback."""
+    from resnet_backbone.errors import MissingFile
+
+    def command() -> int:
+        raise MissingFile("no weights at model.pth: give the path of a file")
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(command)
+    assert (
+        stop.value.code == 2 and capsys.readouterr().err == "error: no weights at model.pth: give the path of a file\n"
+    )
