@@ -135,7 +135,8 @@ def check_frozen_has_weights(has_weights: bool, *, norm: str, frozen_stages: int
     what = f"norm={norm!r}" if fixed else f"frozen_stages={frozen_stages}"
     raise InvalidValue(
         f"{what} without weights would freeze initial values: give weights=... (a file or 'imagenet1k_v1'; "
-        "backbone_weights in a configuration), or train from scratch with norm='bn' or 'gn' and frozen_stages=0"
+        "backbone_weights or weights in a configuration), or train from scratch with norm='bn' or 'gn' and "
+        "frozen_stages=0"
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+import textwrap
 import traceback
 import warnings
 from collections.abc import Callable
@@ -38,7 +40,13 @@ def parser(description: str, *, config: type[CommonConfig] | None = None) -> arg
     """
     epilog = None
     if config is not None:
-        rows = [f"  {name:38} {text}" for name, text in settings(config)]
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 120
+        rows = [
+            textwrap.fill(
+                f"{name:38} {text}", width, initial_indent="  ", subsequent_indent=" " * 41, break_on_hyphens=False
+            )
+            for name, text in settings(config)
+        ]
         heading = "settings, in a YAML file or as --set section.key=value (default; description):"
         epilog = "\n".join([heading, *rows])
     command = argparse.ArgumentParser(

@@ -282,7 +282,7 @@ def test_a_plain_net_stays_plain_in_files(cls_yaml: Path, tmp_path: Path, call: 
         (["input.short_side_px=[40, 36]"], "short_side_px=[40, 36]: give the smallest and the largest side"),
         (["input.short_side_px=[20, 36]"], "20 + 2 * 2 px, must be at least crop_px=32"),
         (["input.test_short_side_px=30"], "test_short_side_px=30 is smaller than crop_px=32"),
-        (["model.norm=frozen_bn"], "model.norm=frozen_bn without weights freezes initial values"),
+        (["model.norm=frozen_bn"], "norm='frozen_bn' without weights would freeze initial values"),
         (["model.stride_on=1x1"], "stride_on='1x1' needs a bottleneck"),
         (["eval.crops=5-crop"], "eval.crops: got '5-crop'"),
         (["weights=/nowhere/a.pth"], "no weights at /nowhere/a.pth"),

@@ -75,7 +75,7 @@ def load(tmp_path: Path) -> Callable[..., RunConfig]:
         ("input: {short_side_px: [900], long_side_px: 800}", ["900", "long_side_px=800"]),
         ("input: {short_side_px: []}", ["input.short_side_px", "at least 1 item"]),
         ("schedule: {iters: 10, decay_at: [0.9, 0.5]}", ["decay_at=[0.9, 0.5]", "rising fractions"]),
-        ("backbone_weights: null", ["norm=frozen_bn without backbone_weights", "norm: bn"]),
+        ("backbone_weights: null", ["norm='frozen_bn' without weights would freeze", "backbone_weights", "norm='bn'"]),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_refused_by_name(text: str, wanted: list[str], load: Callable[..., RunConfig]) -> None:

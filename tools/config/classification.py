@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from resnet_backbone.build import check_frozen_has_weights
 from resnet_backbone.norm import NORMS, Norm
 from resnet_backbone.specs import ResNetSpec, find_spec
 from resnet_backbone.weights.sources import SOURCES, check_source_name
@@ -149,11 +150,7 @@ class ClassifierRunConfig(CommonConfig):
         """Check the source, and refuse to freeze the statistics of norms at initial values."""
         if self.weights_source is not None:
             check_source_name(self.weights_source)
-        if self.weights is None and self.model.norm in ("frozen_bn", "bn_eval"):
-            raise ValueError(
-                f"model.norm={self.model.norm} without weights freezes initial values: give weights, or set "
-                "model.norm=bn"
-            )
+        check_frozen_has_weights(self.weights is not None, norm=self.model.norm, frozen_stages=0)
         return self
 
 

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from heads.conventions import CONVENTIONS
 from heads.mask_head import MaskHeadSpec
 from heads.recipes import DETECTORS, DetectorRecipe
+from resnet_backbone.build import check_frozen_has_weights
 from resnet_backbone.errors import did_you_mean
 from resnet_backbone.weights.sources import SOURCES, check_source_name
 
@@ -113,14 +114,11 @@ class RunConfig(CommonConfig):
 
     @model_validator(mode="after")
     def _check_weights(self) -> RunConfig:
-        """Refuse norms that would be frozen at initial values."""
+        """Check the source, and refuse norms and stages that would be frozen at initial values."""
         if self.backbone_source is not None:
             check_source_name(self.backbone_source)
-        if self.backbone_weights is None and self.init_from is None and self.model.norm in ("frozen_bn", "bn_eval"):
-            raise ValueError(
-                f"model.norm={self.model.norm} without backbone_weights would freeze initial values: set "
-                "backbone_weights, or norm: bn in model"
-            )
+        has_weights = self.backbone_weights is not None or self.init_from is not None
+        check_frozen_has_weights(has_weights, norm=self.model.norm, frozen_stages=self.model.frozen_stages)
         return self
 
 

@@ -127,7 +127,7 @@ def make_classifier(
         runs.note_missing_certificate(file, console)
         report = load_weights(net, file, allow_missing=config.allow_missing, source=config.weights_source)
         loaded = set(report.loaded)
-    table = weights_table(net.state_dict(), loaded, config.weights or "nowhere")
+    table = weights_table(net.state_dict(), loaded, config.weights)
     runs.print_and_save(table, config.out / "weights.txt", console)
     return net
 

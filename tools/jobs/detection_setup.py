@@ -14,7 +14,7 @@ from heads.build import assemble, check_frozen_head_norms, empty_backbone, fine_
 from heads.detector import RCNN
 from heads.files import load_detector
 from resnet_backbone import WeightReport, load_weights
-from resnet_backbone.build import check_frozen_has_weights, open_weights
+from resnet_backbone.build import open_weights
 from resnet_backbone.errors import InvalidValue
 from tools.config.detection import RunConfig, SplitConfig
 from tools.console import CONSOLE
@@ -121,17 +121,15 @@ def make_detector(config: RunConfig, data: CocoData, console: Console = CONSOLE)
         The detector, on the CPU.
 
     Raises:
-        InvalidValue: norms or stages would be frozen at initial values, or `init_from` has as many classes as the data
-            in another order.
+        InvalidValue: norms of the heads would be frozen at initial values, or `init_from` has as many classes as the
+            data in another order.
         UserError: as for `load_weights` and `load_detector`.
     """
     backbone, loaded = empty_backbone(config.model), set[str]()
     if config.init_from is None:
-        has_weights, model = config.backbone_weights is not None, config.model
-        check_frozen_has_weights(has_weights, norm=model.norm, frozen_stages=model.frozen_stages)
-        check_frozen_head_norms(model)
+        check_frozen_head_norms(config.model)
         if config.backbone_weights is not None:
-            file = open_weights(config.backbone_weights, net=model.backbone)
+            file = open_weights(config.backbone_weights, net=config.model.backbone)
             runs.note_missing_certificate(file, console)
             patterns = [pattern.removeprefix("backbone.") for pattern in config.allow_missing]
             report = load_weights(backbone, file, allow_missing=patterns, source=config.backbone_source)
@@ -143,8 +141,8 @@ def make_detector(config: RunConfig, data: CocoData, console: Console = CONSOLE)
         report = fine_tune(detector, other.state_dict(), allow_missing=config.allow_missing)
         loaded, detector.preprocess = set(report.loaded), other.preprocess
         _check_class_order(report, other.class_names, data.class_names)
-    origin = str(config.init_from or config.backbone_weights or "nowhere")
-    runs.print_and_save(weights_table(detector.state_dict(), loaded, origin), config.out / "weights.txt", console)
+    weights = config.init_from or config.backbone_weights
+    runs.print_and_save(weights_table(detector.state_dict(), loaded, weights), config.out / "weights.txt", console)
     detector.preprocess = replace(
         detector.preprocess,
         resize=config.input.resize or detector.preprocess.resize,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from os import PathLike
 
 from rich import box
 from rich.console import Group
@@ -10,13 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 
-def weights_table(keys: Iterable[str], loaded: Collection[str], weights: str) -> Group:
+def weights_table(keys: Iterable[str], loaded: Collection[str], weights: str | PathLike[str] | None) -> Group:
     """Build the table of loaded tensors: one row for each part of the net, the first component of the keys.
 
     Args:
         keys: keys of the net's state dict, in its order. `num_batches_tracked` is not counted.
         loaded: those keys that were loaded.
-        weights: name of the file that they were loaded from.
+        weights: the file that they were loaded from; None if nothing was loaded.
 
     Returns:
         A heading and the table, to print together. It lists the keys at their initial values, or "all" if nothing of a
@@ -36,4 +37,5 @@ def weights_table(keys: Iterable[str], loaded: Collection[str], weights: str) ->
         names = "all" if len(initial) == len(part_keys) else ", ".join(key.removeprefix(f"{part}.") for key in initial)
         style = "yellow" if initial else ""
         table.add_row(Text(part), f"{len(part_keys) - len(initial):,}", f"{len(initial):,}", Text(names), style=style)
-    return Group(Text(f"Weights from {weights}", style="italic", overflow="fold"), table)
+    heading = "Initial weights, random" if weights is None else f"Initial weights, from {weights}"
+    return Group(Text(heading, style="italic", overflow="fold"), table)

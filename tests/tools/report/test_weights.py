@@ -27,4 +27,4 @@ def test_loaded_tensors_are_counted_and_the_others_listed() -> None:
 
 def test_the_name_of_the_file_is_complete_and_not_markup() -> None:
     rows = rendered_rows(KEYS, "/runs/[bold]/mask_rcnn_r50_fpn/checkpoints/last.pt")
-    assert rows[0] == "Weights from /runs/[bold]/mask_rcnn_r50_fpn/checkpoints/last.pt"
+    assert rows[0] == "Initial weights, from /runs/[bold]/mask_rcnn_r50_fpn/checkpoints/last.pt"
