@@ -26,7 +26,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PIP) --no-deps "mmengine>=0.10.7"  # its dependency opencv-python would overwrite the headless one
 	@touch $@
 
-demo: $(INSTALLED) ## make a small data set, train a detector on it, score it and draw what it finds
+demo: $(INSTALLED) ## make a small data set, train a detector on it, score it and draw its detections
 	$(BIN)/python tools/make_shapes.py datasets/shapes
 	$(BIN)/python tools/train_det.py configs/demo_shapes.yaml --overwrite
 
@@ -51,7 +51,7 @@ lint: $(INSTALLED) ## style, formatting, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(INSTALLED) ## mend what `make lint` can mend by itself
+format: $(INSTALLED) ## fix what `make lint` can fix by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
