@@ -155,9 +155,8 @@ class Trainer:
         previous = {s: signal.signal(s, self._request_stop) for s in (signal.SIGINT, signal.SIGTERM)}
         meter = Meter()
         if self.accelerator.is_main_process and self.step < self.schedule.total:
-            self.result.unlink(
-                missing_ok=True
-            )  # of an earlier, shorter run: readers would prefer it to new checkpoints
+            # the result of an earlier, shorter run would be preferred to the new checkpoints
+            self.result.unlink(missing_ok=True)
         if not self.checkpoint.exists():
             self.save()  # a run that fails in its first steps can be resumed too
         try:

@@ -153,6 +153,7 @@ def fit(
             trainer.run(loader, log)
     else:
         trainer.run(loader, None)
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the caller gets it without autocast around forward
 
 
 def batch_plan(

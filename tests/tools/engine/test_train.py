@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from heads import BitMasks, ImageBatch, ImageSize, Targets
 from tests.tools.engine.tiny_training import Tiny, finite_checkpoint, lines, make_trainer, max_difference, run, start_of
 from tools.data.coco import CocoData
 from tools.data.loader import Batch
@@ -151,3 +152,16 @@ def test_batch_norms_of_frozen_stages_keep_their_statistics(tiny: Tiny, imagenet
     statistics = {key for key in before if "running_" in key}
     kept = {key for key in statistics if key.startswith(("backbone.bn1", "backbone.layer1."))}
     assert kept and kept <= same and not (statistics - kept) & same
+
+
+def test_the_trained_detector_is_returned_without_autocast(tiny: Tiny) -> None:
+    """accelerate wraps `forward`; whoever trains in a notebook gets the model as it was made."""
+    config = tiny("train.precision=bf16", "schedule={iters: 1, warmup_iters: 0}", "data.val=null", "train.batch_size=2")
+    detector = detection.train(config)
+    dtypes: list[torch.dtype] = []
+    detector.rpn.objectness.register_forward_hook(lambda _, __, output: dtypes.append(output.dtype))
+    batch = ImageBatch(torch.randn(1, 3, 64, 64), (ImageSize(64, 64),))
+    detector(
+        batch, [Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), BitMasks(torch.zeros(0, 64, 64) > 0))]
+    )
+    assert set(dtypes) == {torch.float32}
