@@ -38,7 +38,7 @@ class BoxHeadSpec:
             one more (mmdetection's Mask R-CNN). It takes effect with `Conventions.best_anchor_switches`, for regions
             with an IoU of at least `positive_iou`.
         min_score: detections need a class probability above this, 0 to 1.
-        nms_iou: non-maximum suppression drops a detection whose IoU with a better one of its class exceeds this; 0 to
+        nms_iou: non-maximum suppression drops a detection if its IoU with a better one of its class exceeds this, 0 to
             1.
         max_detections: largest number of detections of an image.
 

@@ -34,7 +34,7 @@ from .roi_stage import BOX_DELTA_WEIGHTS, InstanceStage, RoIStage
 from .rpn import RPN
 from .weights import conventions_for, num_classes_in
 
-# layers whose shape depends on the number of classes
+# layers with a shape that depends on the number of classes
 CLASS_LAYERS = ("box_head*.logits.*", "box_head*.deltas.*", "mask_head.logits.*")
 
 
@@ -251,7 +251,7 @@ def fine_tune(
         allow_missing: patterns of further keys that may keep their initial values.
 
     Returns:
-        What happened to every key. Layers whose shape depends on the number of classes keep their initial values where
+        What happened to every key. Layers that depend on the number of classes keep their initial values where
         it differs; they are listed in `kept_initial`.
 
     Raises:

@@ -30,7 +30,7 @@ def class_names_in(content: object, num_classes: int, layout: str) -> tuple[str,
     Args:
         content: everything that the file holds. Its metadata is read, of this project, mmdetection 2 or mmdetection 3.
         num_classes: number of classes of the detector.
-        layout: the project whose key names the file has (a key of `heads.keymaps.LAYOUTS`), "" for native keys. Without
+        layout: the key names of the file (a key of `heads.keymaps.LAYOUTS`), "" for native keys. Without
             metadata, COCO's names are assumed for a project's layout.
 
     Returns:

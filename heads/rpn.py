@@ -40,7 +40,8 @@ class RPNSpec:
             anchors of every ground-truth box are positive too (`Conventions.best_anchor_min_iou`).
         negative_iou: any other anchor is negative if its IoU with every ground-truth box is below this, 0 to 1; anchors
             between both take no part in the losses.
-        nms_iou: non-maximum suppression drops a proposal whose IoU with a better one of its level exceeds this, 0 to 1.
+        nms_iou: non-maximum suppression drops a proposal if its IoU with a better one of its level exceeds this, 0 to
+            1.
         keep_before_nms_train: in training, proposals that are kept of a level before non-maximum suppression.
         keep_after_nms_train: in training, proposals that are kept of an image after it.
         keep_before_nms_test: in inference, proposals that are kept of a level before non-maximum suppression.

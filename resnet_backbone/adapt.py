@@ -1,6 +1,6 @@
 """as_backbone: models of timm and torchvision, or any other source of feature maps, as backbones for `heads`.
 
-`build_detector(recipe, backbone=...)` takes any module with `feature_specs` whose `forward` returns a dict of levels.
+`build_detector(recipe, backbone=...)` takes any module that has `feature_specs` and returns a dict of levels.
 `as_backbone` wraps a module that returns a list or a dict of feature maps: timm's `features_only` models, torchvision's
 `IntermediateLayerGetter` and feature extractors.
 """

@@ -289,7 +289,7 @@ def net_content(
     Args:
         body: the net.
         source: where the weights come from, a key of `SOURCES` or a description.
-        project: the project whose detector conventions apply.
+        project: the project that sets the conventions of detectors.
         kind: "backbone" or "classifier".
         **facts: what else travels with the weights, as plain values, such as `class_names`.
 

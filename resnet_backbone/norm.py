@@ -28,7 +28,7 @@ def _scale_and_shift(norm: FrozenBatchNorm2d | FixedStatsBatchNorm2d) -> tuple[T
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Batch norm whose statistics, scale and shift are buffers, so that training does not change them.
+    """Batch norm with statistics, scale and shift as buffers, so that training does not change them.
 
     Formula, key names and default epsilon are those of torchvision's `ops.FrozenBatchNorm2d`. State dicts of ordinary
     batch norms load; their `num_batches_tracked` is dropped.

@@ -29,7 +29,7 @@ class TorchvisionBackbone(nn.Module):
     Key names are torchvision's (`body.*`, `fpn.*`): checkpoints of its detectors load.
 
     Args:
-        body: a module with `feature_specs` whose `forward` returns level -> tensor.
+        body: a module with `feature_specs` that returns level -> tensor.
         pyramid: a module that maps those levels to levels of `out_channels` each.
         out_channels: channels of every level that the pyramid returns.
 

@@ -129,25 +129,12 @@ def model_class() -> Any:
             super().__init__(config)
             if init_backbone := getattr(self, "_init_backbone", None):  # before transformers 5
                 cast(Any, init_backbone)(config)
-            spec = RESNETS[config.name]
-            self.body = ResNetBackbone(
-                replace(spec, stride_on=config.stride_on),
-                norm=config.norm,
-                norm_eps=config.norm_eps,
-                out_levels=[STAGES[name] for name in config.out_features],
-                frozen_stages=config.frozen_stages,
-            )
-            set_input_channels(self.body, config.num_channels)
-            self.num_features = [spec.stem_width, *config.hidden_sizes]
+            self.body = _body_of(config)
+            self.num_features = [self.body.spec.stem_width, *config.hidden_sizes]
             self.post_init()
 
         def _init_weights(self, module: nn.Module) -> None:
-            """Initialise a module that a checkpoint lacks."""
-            if isinstance(module, nn.Conv2d):
-                initialise_convs(module)
-            elif hasattr(module, "running_var"):
-                for name, value in (("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1)):
-                    getattr(module, name).data.fill_(value)
+            _initialise(module)
 
         def forward(
             self,
@@ -178,6 +165,28 @@ def model_class() -> Any:
             return output if return_dict is not False else output.to_tuple()
 
     return _as_module_attribute(ResNetBackboneModel)
+
+
+def _body_of(config: Any) -> ResNetBackbone:
+    """The net of a configuration, at initial values."""
+    body = ResNetBackbone(
+        replace(RESNETS[config.name], stride_on=config.stride_on),
+        norm=config.norm,
+        norm_eps=config.norm_eps,
+        out_levels=[STAGES[name] for name in config.out_features],
+        frozen_stages=config.frozen_stages,
+    )
+    set_input_channels(body, config.num_channels)
+    return body
+
+
+def _initialise(module: nn.Module) -> None:
+    """Initialise a module that a checkpoint lacks."""
+    if isinstance(module, nn.Conv2d):
+        initialise_convs(module)
+    elif hasattr(module, "running_var"):
+        for name, value in (("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1)):
+            getattr(module, name).data.fill_(value)
 
 
 def _as_module_attribute(built: Any) -> Any:

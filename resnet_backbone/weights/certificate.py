@@ -42,7 +42,7 @@ def describe(preprocess: Preprocess, **facts: Any) -> dict[str, Any]:
     Args:
         preprocess: the pixel format of the weights.
         **facts: what else travels with the weights, as plain values: `kind` ("backbone", "classifier", "detector"),
-            `source`, `project` (whose conventions), `net` (how to build it), and what the kind needs.
+            `source`, `project` (its conventions apply), `net` (how to build it), and what the kind needs.
 
     Returns:
         The `meta` of the file.

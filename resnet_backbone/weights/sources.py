@@ -25,7 +25,7 @@ class WeightSource:
     """What the weights of one source were trained with.
 
     Attributes:
-        project: the project whose detector conventions apply.
+        project: the project that sets the conventions of detectors.
         stride_on: the convolution of a bottleneck that carries the stride.
         preprocess: the pixel format that the weights expect.
         norm_eps: epsilon of the norms.

@@ -13,7 +13,7 @@ from resnet_backbone import ResNetClassifier
 
 
 def step(net: ResNetClassifier, *, recompute: bool) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor], int]:
-    """Loss, gradients, statistics afterwards, and the bytes that were kept for the way back."""
+    """Loss, gradients, statistics afterwards, and the bytes that were kept for the backward pass."""
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
