@@ -1,4 +1,4 @@
-"""Fixtures for every test: the shared data beside the repository, real weights, a fixed seed, a small detector."""
+"""Fixtures for all tests: shared data and weights, a fixed seed, a small detector, batches and targets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from heads.masks import polygons_from
 ROOT = Path(__file__).resolve().parents[1]
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Workers that each take every core wait for one another: the processes that tests start inherit the share.
+    # Every worker gets an equal share of the cores; processes that tests start inherit it through OMP_NUM_THREADS.
     share = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
     os.environ["OMP_NUM_THREADS"] = str(share)
     torch.set_num_threads(share)
@@ -28,14 +28,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
+    """The folder beside the repository with data and weights; without it the test is skipped."""
     path = ROOT.parent / "shared"
     if not path.is_dir():
-        pytest.skip(f"../shared is not here: {path} holds the data and weights that this test reads")
+        pytest.skip(f"{path} does not exist: it holds the data and weights that this test reads")
     return path
 
 
 @pytest.fixture(scope="session")
 def coco_mini(shared: Path) -> Path:
+    """The folder of coco-mini, a small part of COCO."""
     return shared / "data" / "coco-mini"
 
 
@@ -49,12 +51,13 @@ def imagenet_weights(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(autouse=True)
 def seed() -> None:
+    """Seed torch before every test."""
     torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
 def hashes() -> Callable[[Mapping[str, Tensor]], dict[str, str]]:
-    """State dict -> SHA-256 of every tensor's bytes: what stayed bit for bit, and what did not."""
+    """A function from a state dict to the SHA-256 of every tensor's bytes, to compare states bit for bit."""
 
     def digest(tensor: Tensor) -> str:
         return hashlib.sha256(
@@ -66,7 +69,7 @@ def hashes() -> Callable[[Mapping[str, Tensor]], dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def small_recipe() -> DetectorRecipe:
-    """A detector small enough to train in a test: every part of Mask R-CNN, with few channels."""
+    """A Mask R-CNN with all its parts and few channels, small enough to train in a test."""
     recipe = DETECTORS["mask_rcnn_r18_fpn"]
     return replace(
         recipe,
@@ -81,6 +84,8 @@ def small_recipe() -> DetectorRecipe:
 
 @pytest.fixture(scope="session")
 def make_batch() -> Callable[..., ImageBatch]:
+    """A function that draws a batch of random images of equal size."""
+
     def make(count: int = 2, height: int = 64, width: int = 96) -> ImageBatch:
         return ImageBatch(torch.randn(count, 3, height, width), (ImageSize(height, width),) * count)
 
@@ -89,7 +94,10 @@ def make_batch() -> Callable[..., ImageBatch]:
 
 @pytest.fixture(scope="session")
 def make_targets() -> Callable[..., Targets]:
-    """Boxes -> targets whose masks are diamonds in the boxes (or empty bitmaps of the given height and width)."""
+    """A function from boxes to targets.
+
+    Masks are diamonds in the boxes, or empty bitmaps of the size `empty_bits` (height, width).
+    """
 
     def make(
         boxes: Sequence[Sequence[float]], labels: Sequence[int] | None = None, empty_bits: tuple[int, int] | None = None

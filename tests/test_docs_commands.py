@@ -1,4 +1,4 @@
-"""Commands in the documents: options and settings of all of them exist, and the cheap ones run as written."""
+"""Options, settings, names, links and files in the documents exist; the README's Python code runs."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from tools.config.settings import load, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-KINDS = {"train_cls": ClassifierRunConfig, "eval_cls": ClassifierRunConfig, "analyse": ClassifierRunConfig}
+CONFIG_CLASSES = {"train_cls": ClassifierRunConfig, "eval_cls": ClassifierRunConfig, "analyse": ClassifierRunConfig}
 
 
 class Command(NamedTuple):
-    where: str
+    location: str
     words: list[str]
 
 
 def commands() -> list[Command]:
-    """Every line of a shell block and every command in backticks, without comments and shell variables."""
-    found = []
+    """All commands in shell blocks and in backticks, without comments."""
+    result = []
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
         blocks = "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
@@ -39,26 +39,28 @@ def commands() -> list[Command]:
         for line in [*blocks.splitlines(), *inline]:
             words = shlex.split(line, comments=True)
             if words and words[0] in ("python", "torchrun", "make"):
-                found.append(Command(f"{document.name}: {line.strip()[:70]}", words))
-    return found
+                result.append(Command(f"{document.name}: {line.strip()[:70]}", words))
+    return result
 
 
-@pytest.mark.parametrize("command", commands(), ids=lambda command: command.where)
-def test_the_command_can_be_parsed(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("command", commands(), ids=lambda command: command.location)
+def test_documented_command_uses_existing_options_and_settings(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if command.words[0] == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert next(word for word in command.words[1:] if "=" not in word) in targets
         return
     scripts = [index for index, word in enumerate(command.words) if word.startswith("tools/")]
     if not scripts:
-        pytest.skip("no command of this project: it prepares data of the development checkout")
+        pytest.skip("not a command of this project: it prepares data in the development checkout")
     name = Path(command.words[scripts[0]]).stem
     words = command.words[scripts[0] + 1 :]
     if words == ["--help"]:
-        assert (ROOT / "tools" / f"{name}.py").is_file()  # test_help_is_printed runs it
+        assert (ROOT / "tools" / f"{name}.py").is_file()  # test_help_prints_usage_and_the_debug_option runs it
         return
-    arguments = parsed(name, words, monkeypatch)
-    known = {setting for setting, _ in settings(KINDS.get(name, RunConfig))}
+    arguments = parsed_arguments(name, words, monkeypatch)
+    known = {setting for setting, _ in settings(CONFIG_CLASSES.get(name, RunConfig))}
     for override in getattr(arguments, "set", []):
         setting = override.partition("=")[0]
         assert any(key == setting or key.startswith(f"{setting}.") or setting == "model" for key in known), setting
@@ -68,34 +70,34 @@ def test_the_command_can_be_parsed(command: Command, monkeypatch: pytest.MonkeyP
 
 
 class Parsed(Exception):
-    pass
+    """Carries the parsed arguments out of a command before it does anything."""
 
 
-def parsed(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The arguments as the command itself parses them; it is stopped before it does anything."""
+def parsed_arguments(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The arguments as the command's own parser returns them; the command stops right after parsing."""
     original = argparse.ArgumentParser.parse_args
 
-    def stop(parser: argparse.ArgumentParser, *_: object) -> None:
+    def raise_parsed(parser: argparse.ArgumentParser, *_: object) -> None:
         raise Parsed(original(parser, words))
 
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
-    with pytest.raises(Parsed) as stopped:
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", raise_parsed)
+    with pytest.raises(Parsed) as exception:
         importlib.import_module(f"tools.{name}").main()
-    return stopped.value.args[0]
+    return exception.value.args[0]
 
 
-def test_the_readme_trains_with_settings_that_fit_together() -> None:
-    (words,) = [c.words for c in commands() if c.where.startswith("README") and c.words.count("--set") > 3]
+def test_readme_training_command_gives_a_valid_configuration() -> None:
+    (words,) = [c.words for c in commands() if c.location.startswith("README") and c.words.count("--set") > 3]
     overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     config = load(RunConfig, ROOT / words[2], overrides)
     assert config.data.train is not None and config.schedule.auto_scale and config.train.batch_size == 4
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "tools").glob("*.py")))
-def test_help_is_printed(name: str) -> None:
+def test_help_prints_usage_and_the_debug_option(name: str) -> None:
     source = (ROOT / "tools" / f"{name}.py").read_text()
     if "cli.run(main)" not in source:
-        pytest.skip(f"tools/{name}.py is no command")
+        pytest.skip(f"tools/{name}.py is not a command")
     command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), "--help"]
     result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert "usage:" in result.stdout and "--debug" in result.stdout
@@ -107,28 +109,23 @@ def python_blocks(document: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
-def test_names_that_python_blocks_import_exist(document: Path) -> None:
+def test_names_imported_in_python_blocks_exist(document: Path) -> None:
     for block in python_blocks(document):
         for node in ast.walk(ast.parse(block)):
             if (
                 isinstance(node, ast.ImportFrom)
                 and node.module
-                and node.module.split(".")[0]
-                in (
-                    "resnet_backbone",
-                    "heads",
-                    "tools",
-                )
+                and node.module.split(".")[0] in ("resnet_backbone", "heads", "tools")
             ):
                 module = importlib.import_module(node.module)
                 for alias in node.names:
                     assert hasattr(module, alias.name), f"{node.module}.{alias.name}"
 
 
-def test_the_readme_library_block_runs_with_a_file_in_place_of_the_download(
+def test_readme_library_block_runs_with_a_local_file(
     imagenet_weights: Path, coco_mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only the published detector is left out: its file is not here."""
+    """A local file replaces the backbone's download; the published detector, which is not available, is left out."""
     block = next(b for b in python_blocks(ROOT / "README.md") if "build_detector" in b)
     block = block.split("# a published detector")[0]
     weights = str(imagenet_weights / "resnet50-imagenet.pth")
@@ -147,19 +144,20 @@ def test_links_and_named_files_exist(document: Path) -> None:
     links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
     for link in filter(None, links):
         assert (document.parent / link).exists(), link
-    for named in re.findall(r"`((?:tests|tools|heads|resnet_backbone|docs|configs|examples)/[\w./-]+)`", text):
-        assert (ROOT / named).exists() or document.name == "CHANGELOG.md", named
+    for path in re.findall(r"`((?:tests|tools|heads|resnet_backbone|docs|configs|examples)/[\w./-]+)`", text):
+        assert (ROOT / path).exists() or document.name == "CHANGELOG.md", path
 
 
-def test_the_console_of_the_commands_says_the_message_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    """What a reader of the documents sees when a file is missing: one line, no traceback."""
+def test_user_error_prints_one_line_and_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    """A missing file gives one line on stderr and no traceback."""
     from resnet_backbone.errors import MissingFile
 
     def command() -> int:
         raise MissingFile("no weights at model.pth: give the path of a file")
 
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit) as exception:
         cli.run(command)
     assert (
-        stop.value.code == 2 and capsys.readouterr().err == "error: no weights at model.pth: give the path of a file\n"
+        exception.value.code == 2
+        and capsys.readouterr().err == "error: no weights at model.pth: give the path of a file\n"
     )

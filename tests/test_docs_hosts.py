@@ -1,4 +1,4 @@
-"""The examples of docs/hosts.md run as they stand, each in a fresh interpreter and an empty folder."""
+"""The examples in docs/hosts.md run unchanged, each in a fresh interpreter and an empty folder."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXT = (ROOT / "docs" / "hosts.md").read_text()
-NEEDS = {
+DOCUMENT = (ROOT / "docs" / "hosts.md").read_text()
+REQUIRED_PACKAGE = {
     "torchvision": "torchvision",
     "timm": "timm",
     "detectron2": "detectron2",
@@ -26,26 +26,26 @@ NEEDS = {
 
 
 def examples() -> dict[str, str]:
-    """Title -> the first example under it."""
-    parts = re.split(r"^## ", TEXT, flags=re.MULTILINE)[1:]
-    found = {}
-    for part in parts:
-        title, _, body = part.partition("\n")
+    """The first Python example of every section, by the title of the section."""
+    sections = re.split(r"^## ", DOCUMENT, flags=re.MULTILINE)[1:]
+    first_examples = {}
+    for section in sections:
+        title, _, body = section.partition("\n")
         if code := re.search(r"```python\n(.*?)```", body, re.DOTALL):
-            found[title.strip()] = code[1]
-    return found
+            first_examples[title.strip()] = code[1]
+    return first_examples
 
 
-def test_every_host_has_its_example() -> None:
-    assert set(examples()) == set(NEEDS)
+def test_every_host_has_an_example_of_at_most_25_lines() -> None:
+    assert set(examples()) == set(REQUIRED_PACKAGE)
     for title, code in examples().items():
         assert len(code.strip().splitlines()) <= 25, title
 
 
-@pytest.mark.parametrize("title", list(NEEDS))
-def test_the_example_runs(title: str, imagenet_weights: Path, coco_mini: Path, tmp_path: Path) -> None:
-    if importlib.util.find_spec(NEEDS[title]) is None:
-        pytest.skip(f"{NEEDS[title]} is not installed")
+@pytest.mark.parametrize("title", list(REQUIRED_PACKAGE))
+def test_example_runs(title: str, imagenet_weights: Path, coco_mini: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec(REQUIRED_PACKAGE[title]) is None:
+        pytest.skip(f"{REQUIRED_PACKAGE[title]} is not installed")
     shutil.copy(imagenet_weights / "resnet18-imagenet.pth", tmp_path / "resnet18.pth")
     shutil.copy(sorted((coco_mini / "val2017").glob("*.jpg"))[0], tmp_path / "photo.jpg")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}

@@ -1,4 +1,4 @@
-"""Files that an earlier version wrote load with the same outputs."""
+"""Files written by an earlier version load and give the same outputs."""
 
 from __future__ import annotations
 
@@ -23,24 +23,26 @@ CIFAR = ResNetSpec(BasicBlock, depths=(1, 1, 1), widths=(8, 16, 32), stem="cifar
 
 @pytest.fixture(autouse=True)
 def narrow_net(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The row of RESNETS that the detector's recipe names; full nets are larger than a fixture may be."""
+    """Add the narrow net of the detector fixture to RESNETS; a full net would make the fixture too large."""
     monkeypatch.setitem(RESNETS, "narrow", ResNetSpec(Bottleneck, depths=(1, 1, 1, 1), widths=(8, 8, 16, 16)))
 
 
 @pytest.fixture
 def outputs() -> dict[str, Any]:
+    """The outputs that the earlier version computed."""
     values: dict[str, Any] = json.loads((FIXTURES / "outputs.json").read_text())
     return values
 
 
 @pytest.fixture
 def image() -> np.ndarray:
+    """A deterministic (90, 130, 3) test pattern."""
     y, x = torch.meshgrid(torch.arange(90), torch.arange(130), indexing="ij")
     planes = [x * 3 + y, y * 5, (x // 9 + y // 7) % 2 * 200]
     return np.asarray((torch.stack(planes, -1) % 256).to(torch.uint8).numpy())
 
 
-def test_a_certified_detector_gives_the_same_detections(outputs: dict[str, Any], image: np.ndarray) -> None:
+def test_old_certified_detector_gives_the_same_detections(outputs: dict[str, Any], image: np.ndarray) -> None:
     detector, recipe = load_detector(FIXTURES / "detector.safetensors")
     expected = outputs["detector"]
     (detections,) = Predictor(detector)([image])
@@ -55,7 +57,7 @@ def test_a_certified_detector_gives_the_same_detections(outputs: dict[str, Any],
     assert torch.equal(detector.background["box_head.deltas.bias"], torch.arange(4.0))
 
 
-def test_its_certificate_is_still_checked(tmp_path: Path) -> None:
+def test_certificate_of_an_old_detector_is_checked(tmp_path: Path) -> None:
     content: Any = read_file(FIXTURES / "detector.safetensors")
     content["model"]["rpn.objectness.bias"] += 1e-6
     save_atomically(content, tmp_path / "edited.safetensors")
@@ -63,9 +65,7 @@ def test_its_certificate_is_still_checked(tmp_path: Path) -> None:
         load_detector(tmp_path / "edited.safetensors")
 
 
-def test_the_checkpoint_of_a_run_gives_the_same_classifier_and_backbone(
-    outputs: dict[str, Any], image: np.ndarray
-) -> None:
+def test_old_checkpoint_gives_the_same_classifier_and_backbone(outputs: dict[str, Any], image: np.ndarray) -> None:
     path = FIXTURES / "run_checkpoint.pt"
     file = read_weights(path)
     assert file.certified and file.meta is not None and file.meta["class_names"] == ["ant", "bee", "cat", "dog"]
@@ -79,7 +79,7 @@ def test_the_checkpoint_of_a_run_gives_the_same_classifier_and_backbone(
         assert float(levels[level].double().mean()) == pytest.approx(mean, rel=1e-4)
 
 
-def test_its_training_state_is_there_for_a_resumed_run() -> None:
+def test_old_checkpoint_holds_the_state_of_a_resumed_run() -> None:
     content: Any = read_file(FIXTURES / "run_checkpoint.pt")
     assert content["step"] == 3 and content["plateau"]["best"] == 0.5
     net = from_metadata(content["meta"], num_classes=4)

@@ -1,8 +1,8 @@
 """One process of test_two_processes.py: python ddp_worker.py RANK WORLD_SIZE FOLDER.
 
-Reads FOLDER/case.pt (state, pixels, a list of cases: targets of every image), and for each case takes one SGD step
-from the state under DistributedDataParallel (gloo), on the image of its rank. The first process writes the state
-dicts afterwards to FOLDER/after.pt.
+FOLDER/case.pt holds a state dict, pixels and a list of cases (the targets of every image). For each case, the process
+takes one SGD step from the state under DistributedDataParallel (gloo), on the image of its rank. Rank 0 writes the
+resulting state dicts to FOLDER/after.pt.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HEIGHT, WIDTH = 64, 96
 
 
 def recipe() -> DetectorRecipe:
-    """Everything is sampled, so that nothing is random."""
+    """A recipe that samples all anchors and regions, so that a step involves no random choice."""
     base = DETECTORS["mask_rcnn_r18_fpn"]
     return replace(
         base,
@@ -38,22 +38,22 @@ def recipe() -> DetectorRecipe:
     )
 
 
-def target(boxes: list[list[float]], labels: list[int]) -> Targets:
+def make_target(boxes: list[list[float]], labels: list[int]) -> Targets:
     triangles = tuple(polygons_from([[x1, y2, (x1 + x2) / 2, y1, x2, y2]]) for x1, y1, x2, y2 in boxes)
     corners = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
     return Targets(corners, torch.tensor(labels, dtype=torch.int64), PolygonMasks(triangles))
 
 
-def make() -> RCNN:
+def make_detector() -> RCNN:
     narrow = ResNetSpec(BasicBlock, depths=(1, 1, 1, 1), widths=(8, 16, 16, 32))
-    # group norm: batch norm's statistics would depend on who shares a batch
+    # group norm: the statistics of batch norm would depend on which images share a batch
     backbone = ResNetBackbone(narrow, norm="gn")
-    # double: the two ways to sum must select the same proposals
+    # float64: both orders of summation must select the same proposals
     return build_detector(recipe(), num_classes=3, backbone=backbone).double()
 
 
 def step(detector: RCNN, model: nn.Module, pixels: Tensor, targets: Sequence[Targets]) -> dict[str, Tensor]:
-    """One SGD step; the state dict after it."""
+    """Take one SGD step and return the state dict after it."""
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
     losses = model(ImageBatch(pixels, (ImageSize(HEIGHT, WIDTH),) * len(pixels)), targets)
     sum(losses.values()).backward()
@@ -63,14 +63,14 @@ def step(detector: RCNN, model: nn.Module, pixels: Tensor, targets: Sequence[Tar
 
 def main(rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    given = torch.load(folder / "case.pt", weights_only=True)
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=world)
+    inputs = torch.load(folder / "case.pt", weights_only=True)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=world)
     after = []
-    for case in given["cases"]:
-        detector = make()
-        detector.load_state_dict(given["state"])
+    for case in inputs["cases"]:
+        detector = make_detector()
+        detector.load_state_dict(inputs["state"])
         model = DistributedDataParallel(detector)
-        after.append(step(detector, model, given["pixels"][rank : rank + 1], [target(*case[rank])]))
+        after.append(step(detector, model, inputs["pixels"][rank : rank + 1], [make_target(*case[rank])]))
     if rank == 0:
         torch.save(after, folder / "after.pt")
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""What the golden files' tests share: a detector of ours built as a file's configuration says, and its weights."""
+"""Shared by the tests of golden files: builds our detector for a file, runs it and compares its outputs."""
 
 from __future__ import annotations
 
@@ -21,12 +21,18 @@ from heads.structures import Detections, ImageBatch, ImageSize, Proposals
 from resnet_backbone import ResNetBackbone, load_weights
 
 EVERYTHING = 1_000_000
-WIDTHS = (16, 32, 64, 128)  # the files' nets are a quarter as wide as ResNet-50
+WIDTHS = (16, 32, 64, 128)  # a quarter of ResNet-50's
 
 
-def shrunken(name: str, *, keep: tuple[int, int], hidden: int = 64, **changes: Any) -> DetectorRecipe:
-    """The named recipe at the files' widths, with every anchor and region sampled, and `keep` proposals before and
-    after suppression."""
+def narrow_recipe(name: str, *, keep: tuple[int, int], hidden: int = 64, **changes: Any) -> DetectorRecipe:
+    """The named recipe at the files' widths, with all anchors and regions sampled.
+
+    Args:
+        name: key of DETECTORS.
+        keep: number of proposals before and after non-maximum suppression.
+        hidden: channels of the box head's hidden layers.
+        changes: further fields of the recipe to replace.
+    """
     recipe = DETECTORS[name]
     rpn: RPNSpec = replace(
         recipe.rpn,
@@ -43,7 +49,7 @@ def shrunken(name: str, *, keep: tuple[int, int], hidden: int = 64, **changes: A
 
 
 def build(recipe: DetectorRecipe, state: Mapping[str, Tensor], source: str) -> RCNN:
-    """The recipe around a narrow ResNet-50, with the file's weights loaded strictly."""
+    """Build the recipe on a narrow ResNet-50 and load the file's weights strictly."""
     backbone = ResNetBackbone(
         replace(recipe.spec, widths=WIDTHS),
         norm=recipe.norm,
@@ -57,25 +63,29 @@ def build(recipe: DetectorRecipe, state: Mapping[str, Tensor], source: str) -> R
     return detector
 
 
-def exact(detector: RCNN) -> RCNN:
-    """In float64; anchors stay in float32, because which of them tie for a truth's best hangs on their rounding."""
+def to_double(detector: RCNN) -> RCNN:
+    """Convert the detector to float64, except its anchors.
+
+    The float32 rounding of the anchors decides which of them tie as the best of a ground-truth box.
+    """
     detector.double().rpn.anchors.float()
     return detector
 
 
 @torch.inference_mode()
 def check_features(file: Mapping[str, Any], detector: RCNN, tolerance: float) -> None:
-    """Every level of the neck, its first channels, within a part of its largest value."""
+    """Check all levels of the neck, in their first channels; tolerance is relative to the largest value of a level."""
     levels = detector.neck(detector.backbone(batch_of(file, detector).pixels))
-    wanted = {name.replace("res", "c"): value for name, value in file["features"].items()}
-    assert list(levels) == list(wanted)
-    for level, want in wanted.items():
-        found = levels[level][:, : want.shape[1]]
-        assert float((found - want).abs().max() / want.abs().max()) < tolerance, level
+    expected_levels = {name.replace("res", "c"): value for name, value in file["features"].items()}
+    assert list(levels) == list(expected_levels)
+    for level, expected in expected_levels.items():
+        actual = levels[level][:, : expected.shape[1]]
+        assert float((actual - expected).abs().max() / expected.abs().max()) < tolerance, level
 
 
 @torch.inference_mode()
 def proposals_of(file: Mapping[str, Any], detector: RCNN) -> list[Proposals]:
+    """Our proposals for the file's images."""
     batch = batch_of(file, detector)
     return detector.propose(detector.dense(batch.pixels), batch, detector.rpn.spec.keep_test)
 
@@ -84,27 +94,32 @@ def proposals_of(file: Mapping[str, Any], detector: RCNN) -> list[Proposals]:
 def check_detections(
     file: Mapping[str, Any], detector: RCNN, *, boxes_px: float, scores: float
 ) -> Iterator[tuple[Detections, Detections, Mapping[str, Any]]]:
-    """Of every image: the detections at network scale and in the image's own pixels, whose labels are the file's and
-    whose boxes and scores are within the tolerances of its, and the file's."""
+    """Check labels, boxes (tolerance in pixels) and scores of all detections against the file.
+
+    Yields:
+        For each image: our detections in pixels of the network's input, the same in pixels of the image, and the
+        detections of the file.
+    """
     batch = batch_of(file, detector)
-    found = detector.eval().detect(batch)
-    for here, network, (height, width), want in zip(
-        found, batch.sizes, file["image_sizes"], file["detections"], strict=True
+    detections = detector.eval().detect(batch)
+    for in_network, network_size, (height, width), expected in zip(
+        detections, batch.sizes, file["image_sizes"], file["detections"], strict=True
     ):
-        there = to_image(here, network, ImageSize(height=height, width=width))
-        assert torch.equal(there.labels, want["labels"])
-        torch.testing.assert_close(there.boxes, want["boxes"].to(there.boxes), rtol=0, atol=boxes_px)
-        torch.testing.assert_close(there.scores, want["scores"].to(there.boxes), rtol=0, atol=scores)
-        yield here, there, want
+        in_image = to_image(in_network, network_size, ImageSize(height=height, width=width))
+        assert torch.equal(in_image.labels, expected["labels"])
+        torch.testing.assert_close(in_image.boxes, expected["boxes"].to(in_image.boxes), rtol=0, atol=boxes_px)
+        torch.testing.assert_close(in_image.scores, expected["scores"].to(in_image.boxes), rtol=0, atol=scores)
+        yield in_network, in_image, expected
 
 
 def batch_of(file: Mapping[str, Any], detector: RCNN) -> ImageBatch:
+    """The file's images as a normalised batch of the detector's dtype."""
     batch = ImageBatch.from_images([image.flip(0) for image in file["inputs_bgr"]], detector.preprocess)
     return ImageBatch(batch.pixels.to(next(detector.parameters()).dtype), batch.sizes)
 
 
 def gradient_norms(detector: RCNN, layout: str) -> dict[str, float]:
-    """By the layout's names, of every trainable parameter."""
+    """The gradient norms of all trainable parameters, by their names in the layout."""
     names = keys_in(detector.state_dict(), layout)
     return {
         names[key]: float(parameter.grad.double().norm()) if parameter.grad is not None else 0.0

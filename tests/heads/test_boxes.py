@@ -1,4 +1,4 @@
-"""Box mathematics: round trips, parity with torchvision, nothing in half precision."""
+"""Box operations: round trips, parity with torchvision, no computation in half precision."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def random_boxes(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def test_decode_undoes_encode(pairs: list[tuple[list[float], list[float]]], weights: B.BoxWeights) -> None:
     boxes, anchors = (torch.tensor(column, dtype=torch.float64) for column in zip(*pairs))
     ratio = (boxes[:, 2:] - boxes[:, :2]) / (anchors[:, 2:] - anchors[:, :2])
-    back = B.decode(B.encode(boxes, anchors, weights), anchors, weights)
+    decoded = B.decode(B.encode(boxes, anchors, weights), anchors, weights)
     within = ratio.log().max(dim=1).values <= B.MAX_LOG_RATIO
-    torch.testing.assert_close(back[within], boxes[within], rtol=1e-9, atol=1e-7)
+    torch.testing.assert_close(decoded[within], boxes[within], rtol=1e-9, atol=1e-7)
 
 
 @pytest.mark.parametrize("weights", [UNIT, TENS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_encode_and_decode_are_torchvisions(weights: B.BoxWeights, dtype: torch.dtype) -> None:
+def test_encode_and_decode_equal_torchvision(weights: B.BoxWeights, dtype: torch.dtype) -> None:
     boxes, anchors, coder = random_boxes(50, dtype), random_boxes(50, dtype), BoxCoder(weights)
     torch.testing.assert_close(B.encode(boxes, anchors, weights), coder.encode_single(boxes, anchors))
     deltas = torch.randn(50, 4, dtype=dtype) * 5  # some of them beyond the cap
@@ -49,11 +49,11 @@ def test_encode_and_decode_are_torchvisions(weights: B.BoxWeights, dtype: torch.
 
 
 def test_deltas_of_any_size_decode_to_finite_boxes() -> None:
-    found = B.decode(torch.full((1, 4), 1e4), torch.tensor([[0.0, 0.0, 16.0, 16.0]]), UNIT)
-    assert found.isfinite().all() and torch.allclose(found[0, 2:] - found[0, :2], torch.tensor(1000.0))
+    boxes = B.decode(torch.full((1, 4), 1e4), torch.tensor([[0.0, 0.0, 16.0, 16.0]]), UNIT)
+    assert boxes.isfinite().all() and torch.allclose(boxes[0, 2:] - boxes[0, :2], torch.tensor(1000.0))
 
 
-def test_iou_and_area_are_torchvisions() -> None:
+def test_iou_and_area_equal_torchvision() -> None:
     a, b = random_boxes(40), random_boxes(30)
     torch.testing.assert_close(B.iou(a, b), tv.box_iou(a, b))
     torch.testing.assert_close(B.area(a), tv.box_area(a))
@@ -64,17 +64,17 @@ def test_iou_of_empty_boxes_is_zero_not_nan() -> None:
     assert B.iou(point, point).item() == 0 and B.iou(point, random_boxes(3)).eq(0).all()
 
 
-def test_touching_boxes_do_not_overlap() -> None:
+def test_iou_of_touching_boxes_is_zero() -> None:
     assert B.iou(torch.tensor([[0.0, 0, 5, 5]]), torch.tensor([[5.0, 0, 9, 5]])).item() == 0
 
 
-def test_clip_is_torchvisions_and_height_is_height() -> None:
+def test_clip_equals_torchvision_and_does_not_swap_height_and_width() -> None:
     boxes = random_boxes(40) * 2 - 200
     assert torch.equal(B.clip(boxes, SIZE), tv.clip_boxes_to_image(boxes, (SIZE.height, SIZE.width)))
     assert B.clip(torch.tensor([[0.0, 0, 999, 999]]), SIZE).tolist() == [[0, 0, 640, 480]]
 
 
-def test_larger_than_wants_both_sides() -> None:
+def test_larger_than_tests_both_sides() -> None:
     boxes = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 1], [0, 0, 0, 9], [3, 3, 2, 5]])
     assert B.larger_than(boxes, 1).tolist() == [True, False, False, False]
     assert B.larger_than(boxes, 0).tolist() == [True, True, False, False]
@@ -92,7 +92,7 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize(
-    ("given_dtype", "wanted"),
+    ("given_dtype", "result_dtype"),
     [
         (torch.float16, torch.float32),
         (torch.bfloat16, torch.float32),
@@ -100,22 +100,24 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         (torch.float64, torch.float64),
     ],
 )
-def test_half_is_promoted_and_double_stays_double(name: str, given_dtype: torch.dtype, wanted: torch.dtype) -> None:
+def test_half_precision_is_promoted_and_float64_stays_float64(
+    name: str, given_dtype: torch.dtype, result_dtype: torch.dtype
+) -> None:
     a, b = random_boxes(4).round().to(given_dtype), random_boxes(4).round().to(given_dtype)
-    got = FUNCTIONS[name](a, b)
-    assert got.dtype == wanted
-    torch.testing.assert_close(got, FUNCTIONS[name](a.to(wanted), b.to(wanted)))
+    result = FUNCTIONS[name](a, b)
+    assert result.dtype == result_dtype
+    torch.testing.assert_close(result, FUNCTIONS[name](a.to(result_dtype), b.to(result_dtype)))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_no_boxes_give_an_empty_answer(name: str) -> None:
-    none = torch.zeros(0, 4)
-    want = {"area": (0,), "iou": (0, 0), "smooth_l1": ()}.get(name, (0, 4))
-    assert FUNCTIONS[name](none, none).shape == want
-    assert B.iou(none, random_boxes(3)).shape == (0, 3) and B.iou(random_boxes(3), none).shape == (3, 0)
+def test_no_boxes_give_an_empty_result(name: str) -> None:
+    no_boxes = torch.zeros(0, 4)
+    expected_shape = {"area": (0,), "iou": (0, 0), "smooth_l1": ()}.get(name, (0, 4))
+    assert FUNCTIONS[name](no_boxes, no_boxes).shape == expected_shape
+    assert B.iou(no_boxes, random_boxes(3)).shape == (0, 3) and B.iou(random_boxes(3), no_boxes).shape == (3, 0)
 
 
-def test_nothing_is_changed_in_place() -> None:
+def test_arguments_are_not_changed_in_place() -> None:
     a, b = random_boxes(4) - 100, random_boxes(4)
     before = a.clone(), b.clone()
     for function in FUNCTIONS.values():
@@ -124,7 +126,7 @@ def test_nothing_is_changed_in_place() -> None:
 
 
 @pytest.mark.parametrize("beta", [0.0, 1 / 9, 1.0])
-def test_smooth_l1_is_torchs_and_plain_l1_at_beta_zero(beta: float) -> None:
+def test_smooth_l1_equals_torch_and_is_l1_at_beta_zero(beta: float) -> None:
     predicted, target = torch.randn(30, 4, requires_grad=True), torch.randn(30, 4)
     torch.testing.assert_close(
         B.smooth_l1_sum(predicted, target, beta), F.smooth_l1_loss(predicted, target, beta=beta, reduction="sum")

@@ -1,4 +1,4 @@
-"""Building detectors: names, recipes, weights."""
+"""build_detector and fine_tune: names, recipes, and what weights bring with them."""
 
 from __future__ import annotations
 
@@ -24,52 +24,53 @@ from resnet_backbone.weights.sources import AmbiguousWeights
 
 @pytest.fixture
 def recipe(small_recipe: DetectorRecipe) -> DetectorRecipe:
+    """The small recipe with group norm, which needs no weights."""
     return replace(small_recipe, norm="gn")
 
 
-def test_the_table_names_every_depth_with_and_without_masks() -> None:
+def test_detectors_cover_every_depth_and_neck_with_and_without_masks() -> None:
     kinds = ("faster", "mask")
-    wanted = {f"{kind}_rcnn_r{depth}_fpn" for kind in kinds for depth in (18, 34, 50, 101, 152)}
-    wanted |= {f"{kind}_rcnn_r{depth}_{neck}" for kind in kinds for depth in (50, 101) for neck in ("c4", "dc5")}
-    wanted |= {f"{kind}rcnn_resnet50_fpn{version}" for kind in kinds for version in ("", "_v2")}
-    assert set(DETECTORS) == wanted
+    expected = {f"{kind}_rcnn_r{depth}_fpn" for kind in kinds for depth in (18, 34, 50, 101, 152)}
+    expected |= {f"{kind}_rcnn_r{depth}_{neck}" for kind in kinds for depth in (50, 101) for neck in ("c4", "dc5")}
+    expected |= {f"{kind}rcnn_resnet50_fpn{version}" for kind in kinds for version in ("", "_v2")}
+    assert set(DETECTORS) == expected
     assert all((recipe.mask is None) == name.startswith("faster") for name, recipe in DETECTORS.items())
 
 
 def test_mask_rcnn_r50_has_the_published_number_of_parameters() -> None:
-    """detectron2's model zoo and torchvision: 44.4 M for 80 classes and 91 logits."""
+    """44.4 million for 90 classes in torchvision (91 logits) and for 80 in detectron2's model zoo."""
     with torch.device("meta"):
         detector = build_detector(replace(DETECTORS["mask_rcnn_r50_fpn"], norm="bn", frozen_stages=0), num_classes=90)
     assert sum(p.numel() for p in detector.parameters()) / 1e6 == pytest.approx(44.4, abs=0.1)
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [
         ("mask_rcnn_r51_fpn", "no detector is called 'mask_rcnn_r51_fpn': did you mean 'mask_rcnn_r50_fpn'"),
         ("yolo", "no detector is called 'yolo': give one of faster_rcnn_r18_fpn"),
     ],
 )
-def test_an_unknown_name_is_refused_with_the_nearest(name: str, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_unknown_name_is_refused_with_a_suggestion(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         build_detector(name, num_classes=3)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("fields", "message"),
     [
         ({"backbone": "resnet51"}, "backbone='resnet51' is no ResNet: did you mean 'resnet50'"),
         ({"backbone": "resnet20_cifar"}, "has no C5: a pyramid needs one of the ImageNet nets"),
         ({"rpn": RPNSpec(anchor_sizes_px=((32,), (64,)))}, "has 2 levels, the pyramid has five"),
     ],
 )
-def test_a_wrong_recipe_is_refused(wrong: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        DetectorRecipe(**wrong)
+def test_invalid_recipe_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DetectorRecipe(**fields)
 
 
 @pytest.mark.parametrize(
-    ("spec", "name", "value", "says"),
+    ("spec", "name", "value", "message"),
     [
         (RPNSpec, "samples_per_image", 0, "greater than 0"),
         (RPNSpec, "keep_before_nms_train", 0, "greater than 0"),
@@ -85,24 +86,24 @@ def test_a_wrong_recipe_is_refused(wrong: dict[str, Any], says: str) -> None:
         (DetectorRecipe, "pyramid_channels", 0, "greater than 0"),
     ],
 )
-def test_an_impossible_setting_is_refused_by_name(spec: type, name: str, value: float, says: str) -> None:
-    with pytest.raises(ValueError, match=f"{name}={value} must .*{says}"):
+def test_error_for_an_invalid_setting_names_it(spec: type, name: str, value: float, message: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}={value} must .*{message}"):
         spec(**{name: value})
 
 
 @pytest.mark.parametrize("num_classes", [0, -1])
-def test_a_detector_needs_a_class(num_classes: int, recipe: DetectorRecipe) -> None:
+def test_a_detector_without_classes_is_refused(num_classes: int, recipe: DetectorRecipe) -> None:
     with pytest.raises(ValueError, match=f"num_classes={num_classes}: a detector needs at least one class"):
         build_detector(recipe, num_classes=num_classes)
 
 
 @pytest.mark.parametrize(("norm", "frozen_stages"), [("frozen_bn", 0), ("bn", 2)])
-def test_freezing_what_nobody_trained_is_refused(norm: str, frozen_stages: int, recipe: DetectorRecipe) -> None:
+def test_freezing_initial_values_is_refused(norm: str, frozen_stages: int, recipe: DetectorRecipe) -> None:
     with pytest.raises(ValueError, match="without weights would freeze initial values"):
         build_detector(replace(recipe, norm=norm, frozen_stages=frozen_stages), num_classes=3)
 
 
-def test_a_backbone_without_c2_is_refused_with_the_mend(recipe: DetectorRecipe) -> None:
+def test_error_for_a_backbone_without_c2_names_out_levels(recipe: DetectorRecipe) -> None:
     spec = ResNetSpec(BasicBlock, (1, 1, 1, 1), widths=(4, 8, 8, 8))
     backbone = ResNetBackbone(spec, norm="gn", out_levels=("c3", "c4", "c5"))
     with pytest.raises(ValueError, match='P2 needs C2, the backbone gives .*add "c2" to out_levels'):
@@ -110,17 +111,17 @@ def test_a_backbone_without_c2_is_refused_with_the_mend(recipe: DetectorRecipe) 
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("through", ["mapping", "file"])
-def test_weights_carry_a_detector_whole(
-    through: str, recipe: DetectorRecipe, tmp_path: Path, make_batch: Callable[..., ImageBatch]
+@pytest.mark.parametrize("kind", ["mapping", "file"])
+def test_detector_built_from_weights_gives_the_same_detections(
+    kind: str, recipe: DetectorRecipe, tmp_path: Path, make_batch: Callable[..., ImageBatch]
 ) -> None:
-    first = build_detector(recipe, num_classes=3).eval()
-    if through == "file":
-        torch.save({"model": first.state_dict()}, tmp_path / "detector.pth")
-    source = first.state_dict() if through == "mapping" else tmp_path / "detector.pth"
-    second = build_detector(recipe, num_classes=3, weights=source).eval()
+    saved = build_detector(recipe, num_classes=3).eval()
+    if kind == "file":
+        torch.save({"model": saved.state_dict()}, tmp_path / "detector.pth")
+    weights = saved.state_dict() if kind == "mapping" else tmp_path / "detector.pth"
+    loaded = build_detector(recipe, num_classes=3, weights=weights).eval()
     batch = make_batch()
-    for a, b in zip(first.detect(batch), second.detect(batch)):
+    for a, b in zip(saved.detect(batch), loaded.detect(batch)):
         assert len(a) and torch.equal(a.boxes, b.boxes) and torch.equal(a.scores, b.scores)
         assert torch.equal(a.masks.probabilities, b.masks.probabilities)  # type: ignore[union-attr]
 
@@ -144,7 +145,7 @@ def test_weights_of_another_detector_are_refused(recipe: DetectorRecipe) -> None
         build_detector(recipe, num_classes=3, weights={k: v for k, v in state.items() if not k.startswith("rpn.")})
 
 
-def test_fine_tuning_remakes_the_class_layers_alone_and_says_so(recipe: DetectorRecipe) -> None:
+def test_fine_tuning_reports_and_keeps_initial_values_of_class_layers_only(recipe: DetectorRecipe) -> None:
     source = build_detector(recipe, num_classes=3).state_dict()
     detector = build_detector(recipe, num_classes=5)
     initial = {key: value.clone() for key, value in detector.state_dict().items()}
@@ -159,25 +160,27 @@ def test_fine_tuning_remakes_the_class_layers_alone_and_says_so(recipe: Detector
         assert torch.equal(value, initial[key] if key in layers else source[key])
 
 
-def test_fine_tuning_on_as_many_classes_keeps_everything(recipe: DetectorRecipe) -> None:
+def test_fine_tuning_with_the_same_number_of_classes_loads_everything(recipe: DetectorRecipe) -> None:
     source = build_detector(recipe, num_classes=3)
     assert fine_tune(build_detector(recipe, num_classes=3), source.state_dict()).kept_initial == ()
 
 
-def test_fine_tuning_does_not_excuse_any_other_difference(recipe: DetectorRecipe) -> None:
+def test_fine_tuning_refuses_differences_outside_the_class_layers(recipe: DetectorRecipe) -> None:
     source = build_detector(replace(recipe, pyramid_channels=16), num_classes=3).state_dict()
     with pytest.raises(WeightMismatch, match="neck.lateral.c2.weight"):
         fine_tune(build_detector(recipe, num_classes=5), source)
 
 
-def test_norm_eps_of_the_conventions_reaches_the_backbone(recipe: DetectorRecipe) -> None:
-    made = build_detector(replace(recipe, conventions=replace(recipe.conventions, norm_eps=1e-3)), num_classes=2)
-    assert made.backbone.bn1.eps == 1e-3  # type: ignore[union-attr]
-    assert load_weights(made, made.state_dict()).complete
+def test_backbone_has_the_norm_eps_of_the_conventions(recipe: DetectorRecipe) -> None:
+    detector = build_detector(replace(recipe, conventions=replace(recipe.conventions, norm_eps=1e-3)), num_classes=2)
+    assert detector.backbone.bn1.eps == 1e-3  # type: ignore[union-attr]
+    assert load_weights(detector, detector.state_dict()).complete
 
 
 @pytest.mark.parametrize("part", ["pyramid_norm", "box", "mask"])
-def test_frozen_norms_in_the_heads_without_a_detectors_weights_are_refused(part: str, recipe: DetectorRecipe) -> None:
+def test_frozen_norms_in_neck_and_heads_are_refused_without_a_detectors_weights(
+    part: str, recipe: DetectorRecipe
+) -> None:
     changes: dict[str, Any] = {
         "pyramid_norm": "frozen_bn",
         "box": replace(recipe.box, convs=1, norm="bn_eval"),
@@ -188,7 +191,8 @@ def test_frozen_norms_in_the_heads_without_a_detectors_weights_are_refused(part:
 
 
 @pytest.fixture(scope="module")
-def torchvisions() -> dict[str, torch.Tensor]:
+def torchvision_state() -> dict[str, torch.Tensor]:
+    """The state dict of torchvision's Mask R-CNN, with initial values."""
     from torchvision.models import detection as tv
 
     torch.manual_seed(0)
@@ -196,47 +200,47 @@ def torchvisions() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("source", "eps"), [("torchvision", 1e-5), ("torchvision_coco_v1", 0.0)])
-def test_weights_bring_their_sources_conventions(
-    source: str, eps: float, torchvisions: dict[str, torch.Tensor]
+def test_weights_bring_the_conventions_of_their_source(
+    source: str, eps: float, torchvision_state: dict[str, torch.Tensor]
 ) -> None:
-    made = build_detector("mask_rcnn_r50_fpn", num_classes=90, weights=torchvisions, source=source)
-    wanted = replace(CONVENTIONS["torchvision"], norm_eps=eps)
-    assert made.box_head.conventions == made.rpn.conventions == made.box_regions.conventions == wanted
-    assert isinstance(made.backbone, ResNetBackbone) and made.backbone.bn1.eps == eps
-    assert made.preprocess.resize == "torch" and made.preprocess.value_range == 1
-    assert made.class_names[0] == "person" and made.class_names[89] == "toothbrush" and made.class_names[11] == "N/A"
+    built = build_detector("mask_rcnn_r50_fpn", num_classes=90, weights=torchvision_state, source=source)
+    expected = replace(CONVENTIONS["torchvision"], norm_eps=eps)
+    assert built.box_head.conventions == built.rpn.conventions == built.box_regions.conventions == expected
+    assert isinstance(built.backbone, ResNetBackbone) and built.backbone.bn1.eps == eps
+    assert built.preprocess.resize == "torch" and built.preprocess.value_range == 1
+    assert built.class_names[0] == "person" and built.class_names[89] == "toothbrush" and built.class_names[11] == "N/A"
 
 
-def test_weights_whose_source_nothing_tells_are_refused(torchvisions: dict[str, torch.Tensor]) -> None:
+def test_weights_of_an_ambiguous_source_are_refused(torchvision_state: dict[str, torch.Tensor]) -> None:
     with pytest.raises(AmbiguousWeights, match=r"(?s)source='torchvision': .*epsilon 1e-05.*_coco_v1': .*epsilon 0$"):
-        build_detector("mask_rcnn_r50_fpn", num_classes=90, weights=torchvisions)
+        build_detector("mask_rcnn_r50_fpn", num_classes=90, weights=torchvision_state)
 
 
-def test_a_background_that_was_counted_is_named(torchvisions: dict[str, torch.Tensor]) -> None:
+def test_num_classes_that_counts_the_background_is_refused(torchvision_state: dict[str, torch.Tensor]) -> None:
     with pytest.raises(ValueError, match="have 90 classes and the background, num_classes=91 was given"):
-        build_detector("mask_rcnn_r50_fpn", num_classes=91, weights=torchvisions, source="torchvision")
+        build_detector("mask_rcnn_r50_fpn", num_classes=91, weights=torchvision_state, source="torchvision")
 
 
 @pytest.mark.parametrize(("neck", "pad"), [("fpn", 32), ("c4", 1)])
-def test_detectron2s_weights_bring_bgr_the_stride_and_its_padding(neck: str, pad: int) -> None:
+def test_detectron2_weights_bring_bgr_stride_placement_and_padding(neck: str, pad: int) -> None:
     name = f"faster_rcnn_r50_{neck}"
     with torch.random.fork_rng():
-        given = build_detector(replace(DETECTORS[name], norm="bn", frozen_stages=0), num_classes=80)
-    theirs = {"model": to_layout(given.state_dict(), "detectron2", {}), "__author__": "Detectron2 Model Zoo"}
-    made = build_detector(name, num_classes=80, weights=theirs)  # type: ignore[arg-type]  # a file's content
-    assert isinstance(made.backbone, ResNetBackbone)
-    assert made.backbone.spec.stride_on == "1x1" and made.preprocess.channel_order == "bgr"
-    assert made.preprocess.pad_to_multiple_px == pad and made.class_names[79] == "toothbrush"
+        original = build_detector(replace(DETECTORS[name], norm="bn", frozen_stages=0), num_classes=80)
+    checkpoint = {"model": to_layout(original.state_dict(), "detectron2", {}), "__author__": "Detectron2 Model Zoo"}
+    detector = build_detector(name, num_classes=80, weights=checkpoint)  # type: ignore[arg-type]
+    assert isinstance(detector.backbone, ResNetBackbone)
+    assert detector.backbone.spec.stride_on == "1x1" and detector.preprocess.channel_order == "bgr"
+    assert detector.preprocess.pad_to_multiple_px == pad and detector.class_names[79] == "toothbrush"
     with pytest.raises(ValueError, match='on the 1x1, this net has it on the 3x3: build it with stride_on="1x1"'):
-        build_detector(DETECTORS[name], num_classes=80, weights=theirs)  # type: ignore[arg-type]
+        build_detector(DETECTORS[name], num_classes=80, weights=checkpoint)  # type: ignore[arg-type]
 
 
-def test_mmdetections_weights_bring_its_class_names_and_its_mask_rcnns_best_regions(
+def test_mmdetection_weights_bring_class_names_and_keep_best(
     small_recipe: DetectorRecipe,
 ) -> None:
-    given = build_detector(replace(small_recipe, norm="bn"), num_classes=2)
+    original = build_detector(replace(small_recipe, norm="bn"), num_classes=2)
     meta = {"dataset_meta": {"classes": ("cat", "dog")}, "cfg": "backbone=dict(style='pytorch')"}
-    theirs = {"state_dict": to_layout(given.state_dict(), "mmdetection", {}), "meta": meta}
-    made = build_detector(small_recipe, num_classes=2, weights=theirs)  # type: ignore[arg-type]
-    assert made.class_names == ("cat", "dog") and made.preprocess.resize == "opencv"
-    assert made.box_head.conventions == CONVENTIONS["mmdetection"] and made.box_head.spec.keep_best
+    checkpoint = {"state_dict": to_layout(original.state_dict(), "mmdetection", {}), "meta": meta}
+    detector = build_detector(small_recipe, num_classes=2, weights=checkpoint)  # type: ignore[arg-type]
+    assert detector.class_names == ("cat", "dog") and detector.preprocess.resize == "opencv"
+    assert detector.box_head.conventions == CONVENTIONS["mmdetection"] and detector.box_head.spec.keep_best

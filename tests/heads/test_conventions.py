@@ -1,4 +1,4 @@
-"""Conventions: every field reaches the code that its comment names, and nonsense is refused."""
+"""Conventions: every field changes a result, and invalid values are refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from heads import BitMasks, Conventions, DetectorRecipe, ImageBatch, ImageSize, PolygonMasks, Targets, build_detector
 from heads.masks import polygons_from
 
-OTHER: dict[str, Any] = {
+OTHER_VALUE: dict[str, Any] = {
     "round_anchors": True,
     "anchor_stride": "grid",
     "roi_aligned": False,
@@ -34,13 +34,14 @@ OTHER: dict[str, Any] = {
 }
 
 
-def whatever_they_touch(recipe: DetectorRecipe, conventions: Conventions) -> list[Tensor]:
+def all_results(recipe: DetectorRecipe, conventions: Conventions) -> list[Tensor]:
+    """Losses, proposals, detections, pasted masks and decoded boxes under the conventions."""
     torch.manual_seed(0)
     recipe = replace(
         recipe,
         norm="gn",
         conventions=conventions,
-        # P6's anchors fit in the image and its proposals are kept, so that it matters where they lie
+        # P6's anchors fit in the image and its proposals are kept, so that their positions affect the results
         rpn=replace(
             recipe.rpn,
             samples_per_image=10**6,
@@ -50,36 +51,36 @@ def whatever_they_touch(recipe: DetectorRecipe, conventions: Conventions) -> lis
         box=replace(recipe.box, samples_per_image=10**6),
     )
     detector = build_detector(recipe, num_classes=2).eval()
-    # the second image leaves most of the batch to padding; the first one's truths want the same anchors
+    # most of the second image is padding; both boxes of the first image compete for the same anchors
     batch = ImageBatch(torch.randn(2, 3, 64, 160), (ImageSize(64, 160), ImageSize(32, 32)))
     boxes = torch.tensor([[10.0, 5, 60, 50], [12.0, 8, 58, 49]])
     bits = PolygonMasks(tuple(polygons_from([[x1, y1, x2, y1, 35, y2]]) for x1, y1, x2, y2 in boxes.tolist()))
-    truths = [
+    targets = [
         Targets(boxes, torch.tensor([1, 0]), bits.rasterise(64, 160)),
         Targets(boxes[:0], torch.zeros(0, dtype=torch.int64), BitMasks(torch.zeros(0, 64, 160, dtype=torch.bool))),
     ]
     with torch.no_grad():
         proposals = detector.propose(detector.dense(batch.pixels), batch, detector.rpn.spec.keep_test)
-        losses = detector(batch, truths)
-        found = detector.detect(batch)[0][:1]
-        assert found.masks is not None
-        pasted = found.masks.paste(torch.tensor([[3.3, 4.6, 70.2, 60.9]])[: len(found)], 64, 160)
-        detector.box_head.deltas.bias.fill_(-30.0)  # log sizes of -6
+        losses = detector(batch, targets)
+        detections = detector.detect(batch)[0][:1]
+        assert detections.masks is not None
+        pasted = detections.masks.paste(torch.tensor([[3.3, 4.6, 70.2, 60.9]])[: len(detections)], 64, 160)
+        detector.box_head.deltas.bias.fill_(-30.0)  # log sizes of -6 after the division by the weights
         shrunken = detector.detect(batch)[0].boxes
-    return [*losses.values(), proposals[0].boxes, found.boxes, pasted.bits, shrunken]
+    return [*losses.values(), proposals[0].boxes, detections.boxes, pasted.bits, shrunken]
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Conventions)])
-def test_every_convention_changes_what_is_computed(name: str, small_recipe: DetectorRecipe) -> None:
+def test_every_convention_changes_a_result(name: str, small_recipe: DetectorRecipe) -> None:
     default, other = (
-        whatever_they_touch(small_recipe, conventions)
-        for conventions in (Conventions(), replace(Conventions(), **{name: OTHER[name]}))
+        all_results(small_recipe, conventions)
+        for conventions in (Conventions(), replace(Conventions(), **{name: OTHER_VALUE[name]}))
     )
     assert any(a.shape != b.shape or not torch.equal(a, b) for a, b in zip(default, other))
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("values", "message"),
     [
         ({"anchor_stride": "cell"}, "anchor_stride='cell' is unknown: give 'level' or 'grid'"),
         ({"roi_samples": -1}, "roi_samples=-1 must not be negative"),
@@ -87,6 +88,6 @@ def test_every_convention_changes_what_is_computed(name: str, small_recipe: Dete
         ({"min_proposal_px": -1.0}, "min_proposal_px=-1.0 must not be negative"),
     ],
 )
-def test_conventions_that_make_no_sense_are_refused(wrong: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        Conventions(**wrong)
+def test_invalid_conventions_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Conventions(**values)

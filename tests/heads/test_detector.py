@@ -1,4 +1,4 @@
-"""RCNN: every batch trains every parameter, half precision keeps coordinates, what is frozen stays frozen."""
+"""RCNN: losses and gradients of every batch, boxes in at least float32, frozen parts, detections, a second stage."""
 
 from __future__ import annotations
 
@@ -25,26 +25,28 @@ OBJECTS = [[10.0, 8.0, 50.0, 40.0], [30.0, 20.0, 90.0, 60.0]]
 
 
 def precision(name: str) -> AbstractContextManager[object]:
+    """Autocast to bfloat16, or no autocast."""
     return torch.autocast("cpu", dtype=torch.bfloat16) if name == "bf16" else nullcontext()
 
 
 def check_gradients(detector: RCNN, losses: dict[str, Tensor]) -> None:
+    """Losses are finite and in float32, and every trainable parameter gets a finite gradient."""
     assert set(losses) == LOSSES and all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses.values())
     torch.stack(list(losses.values())).sum().backward()
     for name, parameter in detector.named_parameters():
         if parameter.requires_grad:
-            assert parameter.grad is not None, f"{name} got no gradient: DistributedDataParallel would hang"
+            assert parameter.grad is not None, f"{name} has no gradient: DistributedDataParallel would hang"
             assert parameter.grad.isfinite().all(), name
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("content", ["no boxes at all", "empty masks alone", "mixed"])
+@pytest.mark.parametrize("content", ["no boxes", "only empty masks", "mixed"])
 def test_every_batch_gives_every_parameter_a_finite_gradient(
     content: str, dtype: str, small_recipe: DetectorRecipe, make_batch: MakeBatch, make_targets: MakeTargets
 ) -> None:
     targets = {
-        "no boxes at all": [make_targets([]), make_targets([])],
-        "empty masks alone": [
+        "no boxes": [make_targets([]), make_targets([])],
+        "only empty masks": [
             make_targets(OBJECTS, empty_bits=(64, 96)),
             make_targets(OBJECTS[:1], empty_bits=(64, 96)),
         ],
@@ -55,28 +57,28 @@ def test_every_batch_gives_every_parameter_a_finite_gradient(
         losses = detector(make_batch(), targets)
     check_gradients(detector, losses)
     for name in ("loss_rpn_loc", "loss_box_reg", "loss_mask"):
-        assert (losses[name] == 0) == (content == "no boxes at all")
+        assert (losses[name] == 0) == (content == "no boxes")
 
 
 @pytest.mark.parametrize("neck", ["c4", "dc5"])
-@pytest.mark.parametrize("content", ["no boxes at all", "mixed"])
+@pytest.mark.parametrize("content", ["no boxes", "mixed"])
 def test_detectors_without_a_pyramid_train_on_every_batch(
     neck: str, content: str, small_recipe: DetectorRecipe, make_batch: MakeBatch, make_targets: MakeTargets
 ) -> None:
-    recipe, parts = small_recipe, DETECTORS[f"mask_rcnn_r50_{neck}"]
-    box = replace(parts.box, hidden=64, samples_per_image=32)
-    rpn = replace(recipe.rpn, anchor_sizes_px=parts.rpn.anchor_sizes_px)
-    recipe = replace(recipe, neck=neck, norm="gn", rpn=rpn, box=box, mask=replace(parts.mask, channels=32))
+    recipe, full_recipe = small_recipe, DETECTORS[f"mask_rcnn_r50_{neck}"]
+    box = replace(full_recipe.box, hidden=64, samples_per_image=32)
+    rpn = replace(recipe.rpn, anchor_sizes_px=full_recipe.rpn.anchor_sizes_px)
+    recipe = replace(recipe, neck=neck, norm="gn", rpn=rpn, box=box, mask=replace(full_recipe.mask, channels=32))
     detector = build_detector(recipe, num_classes=3).train()
-    runs = []
+    calls = []
     if detector.box_regions.stage is not None:
-        detector.box_regions.stage.register_forward_hook(lambda *_: runs.append(1))
+        detector.box_regions.stage.register_forward_hook(lambda *_: calls.append(1))
     targets = [make_targets([]), make_targets(OBJECTS if content == "mixed" else [], labels=None)]
     check_gradients(detector, detector(make_batch(), targets))
-    assert len(runs) == (neck == "c4")  # once, on the regions that both heads read
+    assert len(calls) == (neck == "c4")  # once, on the regions that both heads share
     with torch.inference_mode():
-        for found in detector.eval().detect(make_batch()):
-            assert found.masks is not None and len(found.masks) == len(found)
+        for detections in detector.eval().detect(make_batch()):
+            assert detections.masks is not None and len(detections.masks) == len(detections)
 
 
 def test_a_detector_without_a_mask_head_has_no_mask_loss_and_no_masks(
@@ -85,27 +87,29 @@ def test_a_detector_without_a_mask_head_has_no_mask_loss_and_no_masks(
     detector = build_detector(replace(small_recipe, mask=None), num_classes=3)
     assert set(detector(make_batch(), [make_targets(OBJECTS), make_targets([])])) == LOSSES - {"loss_mask"}
     with torch.inference_mode():
-        assert all(found.masks is None for found in detector.eval().detect(make_batch()))
+        assert all(detections.masks is None for detections in detector.eval().detect(make_batch()))
 
 
-def test_bfloat16_would_make_a_small_distant_box_empty() -> None:
-    """Why boxes never are in half precision: at 900 px bfloat16's neighbours lie 4 px apart."""
+def test_a_small_box_far_from_the_origin_is_empty_in_bfloat16() -> None:
+    """The reason why boxes are never in half precision: near 900 px, bfloat16 values are 4 px apart."""
     box = torch.tensor([[900.2, 20.3, 901.7, 21.8]])
     assert B.area(box.bfloat16()).item() == 0 and B.area(box).item() == pytest.approx(2.25, rel=1e-3)
 
 
-def test_small_distant_boxes_train_under_bfloat16(small_recipe: DetectorRecipe, make_targets: MakeTargets) -> None:
-    """The ground truth is itself a region: encoded in bfloat16 its width would be zero, its logarithm infinite."""
+def test_small_boxes_far_from_the_origin_train_under_bfloat16(
+    small_recipe: DetectorRecipe, make_targets: MakeTargets
+) -> None:
+    """Ground-truth boxes are regions too: in bfloat16, the width would be 0 and its logarithm infinite."""
     detector = build_detector(small_recipe, num_classes=3).train()
     batch = ImageBatch(torch.randn(2, 3, 64, 1024), (ImageSize(60, 1001), ImageSize(64, 1024)))
     targets = [make_targets([[900.2, 20.3, 901.7, 21.8]]), make_targets([[950.1, 3.2, 951.6, 4.7], [1.0, 1, 2.5, 2.5]])]
     with precision("bf16"):
         losses = detector(batch, targets)
-    assert losses["loss_mask"] > 0  # it was a positive region
+    assert losses["loss_mask"] > 0  # the box was sampled as a positive region
     check_gradients(detector, losses)
 
 
-def test_frozen_parts_keep_every_bit_and_the_rest_learns(
+def test_exactly_the_trainable_parameters_change_in_training(
     small_recipe: DetectorRecipe,
     imagenet_weights: Path,
     make_batch: MakeBatch,
@@ -135,15 +139,15 @@ def test_detections_have_masks_and_lie_inside_the_unpadded_image(
     detector = build_detector(replace(small_recipe, norm="gn"), num_classes=3).eval()
     sizes = (ImageSize(50, 96), ImageSize(64, 70))
     with torch.inference_mode():
-        found = detector.detect(replace(make_batch(), sizes=sizes))
-    for detections, size in zip(found, sizes):
+        detections_of_images = detector.detect(replace(make_batch(), sizes=sizes))
+    for detections, size in zip(detections_of_images, sizes):
         assert 0 < len(detections) <= 100 and isinstance(detections.masks, RoiMasks)
         assert detections.masks.probabilities.shape == (len(detections), 28, 28)
         assert detections.boxes.min() >= 0 and detections.labels.max() < 3
         assert detections.boxes[:, 2].max() <= size.width and detections.boxes[:, 3].max() <= size.height
 
 
-def test_what_forward_returns_does_not_depend_on_the_mode(
+def test_forward_returns_the_same_losses_in_train_and_eval_mode(
     small_recipe: DetectorRecipe, make_batch: MakeBatch, make_targets: MakeTargets
 ) -> None:
     recipe = replace(small_recipe, norm="gn", box=replace(small_recipe.box, samples_per_image=10**6))
@@ -166,13 +170,13 @@ def test_a_label_outside_the_classes_is_refused(
 def test_a_target_box_without_area_is_refused(
     box: list[float], small_recipe: DetectorRecipe, make_batch: MakeBatch, make_targets: MakeTargets
 ) -> None:
-    """Its regression target would be the logarithm of zero."""
+    """Its regression target would contain the logarithm of zero."""
     targets = [make_targets([]), replace(make_targets(OBJECTS), boxes=torch.tensor([OBJECTS[0], box]))]
     with pytest.raises(ValueError, match="a target box has no area or is not finite"):
         build_detector(small_recipe, num_classes=3)(make_batch(), targets)
 
 
-def test_targets_without_masks_are_refused_where_masks_are_learned(
+def test_targets_without_masks_are_refused_by_a_mask_rcnn(
     small_recipe: DetectorRecipe, make_batch: MakeBatch, make_targets: MakeTargets
 ) -> None:
     detector = build_detector(small_recipe, num_classes=3)
@@ -180,46 +184,50 @@ def test_targets_without_masks_are_refused_where_masks_are_learned(
         detector(make_batch(), [replace(make_targets(OBJECTS), masks=None)] * 2)
 
 
-def test_one_target_an_image(small_recipe: DetectorRecipe, make_batch: MakeBatch, make_targets: MakeTargets) -> None:
+def test_a_wrong_number_of_targets_is_refused(
+    small_recipe: DetectorRecipe, make_batch: MakeBatch, make_targets: MakeTargets
+) -> None:
     with pytest.raises(ValueError, match="2 images came with 1 targets: give one per image"):
         build_detector(small_recipe, num_classes=3)(make_batch(), [make_targets([])])
 
 
-def two_stages(recipe: DetectorRecipe) -> RCNN:
-    """A detector with a second box stage of stricter assignment, as in Cascade R-CNN."""
-    one = build_detector(recipe, num_classes=3)
-    (first,) = one.roi_stages
-    head = BoxHead(32, 3, replace(first.head.spec, positive_iou=0.6), first.head.conventions)
-    second = RoIStage(first.pooler, head, (20.0, 20.0, 10.0, 10.0))
-    return RCNN(one.backbone, one.neck, one.rpn, [first, second], one.instance_heads)
+def two_stage_detector(recipe: DetectorRecipe) -> RCNN:
+    """A detector with a second box stage that needs a larger IoU for positives, as in Cascade R-CNN."""
+    detector = build_detector(recipe, num_classes=3)
+    (first_stage,) = detector.roi_stages
+    head = BoxHead(32, 3, replace(first_stage.head.spec, positive_iou=0.6), first_stage.head.conventions)
+    second_stage = RoIStage(first_stage.pooler, head, (20.0, 20.0, 10.0, 10.0))
+    return RCNN(detector.backbone, detector.neck, detector.rpn, [first_stage, second_stage], detector.instance_heads)
 
 
-def test_a_second_stage_has_keys_and_losses_of_its_own(
+def test_a_second_stage_adds_keys_and_losses(
     small_recipe: DetectorRecipe, make_batch: MakeBatch, make_targets: MakeTargets
 ) -> None:
-    one = build_detector(small_recipe, num_classes=3)
-    two = two_stages(small_recipe).train()
-    added = set(two.state_dict()) - set(one.state_dict())
-    assert set(one.state_dict()) <= set(two.state_dict()) and {key.split(".")[0] for key in added} == {"box_head2"}
-    losses = two(make_batch(), [make_targets(OBJECTS), make_targets([])])
+    single = build_detector(small_recipe, num_classes=3)
+    cascade = two_stage_detector(small_recipe).train()
+    added = set(cascade.state_dict()) - set(single.state_dict())
+    assert set(single.state_dict()) <= set(cascade.state_dict()) and {key.split(".")[0] for key in added} == {
+        "box_head2"
+    }
+    losses = cascade(make_batch(), [make_targets(OBJECTS), make_targets([])])
     assert set(losses) == LOSSES | {"loss_cls_stage2", "loss_box_reg_stage2"}
     torch.stack(list(losses.values())).sum().backward()
-    missing = [name for name, p in two.named_parameters() if p.requires_grad and p.grad is None]
-    assert not missing
+    without_gradient = [name for name, p in cascade.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without_gradient
 
 
-def test_a_second_stage_that_changes_nothing_gives_the_detections_of_one(
+def test_an_equal_second_stage_with_zero_deltas_does_not_change_detections(
     small_recipe: DetectorRecipe, make_batch: MakeBatch
 ) -> None:
-    """Stages with equal heads and deltas of zero: the same regions, scored twice, and the mean of equal scores."""
-    two = two_stages(replace(small_recipe, norm="gn")).eval()
-    torch.nn.init.normal_(two.box_head.logits.weight, std=0.1)
-    torch.nn.init.zeros_(two.box_head.deltas.weight)
-    two.get_submodule("box_head2").load_state_dict(two.box_head.state_dict())
-    one = RCNN(two.backbone, two.neck, two.rpn, two.roi_stages[:1], two.instance_heads).eval()
+    """Both stages score the same regions equally, and the mean of equal scores is that score."""
+    cascade = two_stage_detector(replace(small_recipe, norm="gn")).eval()
+    torch.nn.init.normal_(cascade.box_head.logits.weight, std=0.1)
+    torch.nn.init.zeros_(cascade.box_head.deltas.weight)
+    cascade.get_submodule("box_head2").load_state_dict(cascade.box_head.state_dict())
+    single = RCNN(cascade.backbone, cascade.neck, cascade.rpn, cascade.roi_stages[:1], cascade.instance_heads).eval()
     batch = make_batch()
     with torch.inference_mode():
-        for a, b in zip(one.detect(batch), two.detect(batch), strict=True):
+        for a, b in zip(single.detect(batch), cascade.detect(batch), strict=True):
             assert len(a) and torch.equal(a.labels, b.labels)
             torch.testing.assert_close(a.boxes, b.boxes, rtol=0, atol=1e-3)
             torch.testing.assert_close(a.scores, b.scores)

@@ -1,4 +1,4 @@
-"""A detector's certified file: whole, with all that travels, and refused where anything was changed."""
+"""Certified files of detectors: a round trip keeps everything, and changed files are refused."""
 
 from __future__ import annotations
 
@@ -33,28 +33,31 @@ C4 = replace(
 
 @pytest.fixture
 def recipe(small_recipe: DetectorRecipe) -> DetectorRecipe:
+    """The small recipe with torchvision's conventions."""
     return replace(small_recipe, conventions=CONVENTIONS["torchvision"])
 
 
 @pytest.fixture
 def detector(recipe: DetectorRecipe) -> RCNN:
-    """Heads whose outputs spread, class names, a rule of its own for pixels, and background rows."""
-    made = build_detector(recipe, num_classes=3)
-    for head in (made.box_head.logits, made.box_head.deltas, made.mask_head.logits):
+    """A detector with spread head outputs, class names, its own preprocessing and background rows."""
+    net = build_detector(recipe, num_classes=3)
+    for head in (net.box_head.logits, net.box_head.deltas, net.mask_head.logits):
         nn.init.normal_(head.weight, std=0.1)  # type: ignore[union-attr]
-    made.class_names = ("one", "N/A", "three")
-    made.preprocess = replace(made.preprocess, channel_order="bgr", short_side_px=640)
-    made.background = {"box_head.deltas.bias": torch.arange(4.0)}
-    return made.eval()
+    net.class_names = ("one", "N/A", "three")
+    net.preprocess = replace(net.preprocess, channel_order="bgr", short_side_px=640)
+    net.background = {"box_head.deltas.bias": torch.arange(4.0)}
+    return net.eval()
 
 
 @pytest.fixture(params=[".pth", ".safetensors"])
 def path(request: pytest.FixtureRequest, detector: RCNN, recipe: DetectorRecipe, tmp_path: Path) -> Path:
+    """A file of the detector in each format."""
     save_detector(detector, recipe, tmp_path / f"detector{request.param}", source="a test")
     return tmp_path / f"detector{request.param}"
 
 
 def edited(path: Path, edit: Edit) -> Path:
+    """A copy of the file, with the edit applied to its tensors and metadata."""
     content: Any = read_file(path)
     edit(content["model"], content["meta"])
     save_atomically(content, path.with_stem("edited"))
@@ -66,29 +69,33 @@ def _set_eps(meta: dict[str, Any], eps: float) -> None:
 
 
 @torch.inference_mode()
-def test_a_file_comes_back_whole_with_what_travels(
+def test_loading_a_saved_file_restores_detector_and_recipe(
     path: Path, detector: RCNN, recipe: DetectorRecipe, make_batch: Callable[..., ImageBatch]
 ) -> None:
-    found, its = load_detector(path)
-    assert its == recipe and found.class_names == detector.class_names and found.preprocess == detector.preprocess
-    assert torch.equal(found.background["box_head.deltas.bias"], torch.arange(4.0))
-    assert all(torch.equal(value, detector.state_dict()[key]) for key, value in found.state_dict().items())
+    loaded, loaded_recipe = load_detector(path)
+    assert (
+        loaded_recipe == recipe
+        and loaded.class_names == detector.class_names
+        and loaded.preprocess == detector.preprocess
+    )
+    assert torch.equal(loaded.background["box_head.deltas.bias"], torch.arange(4.0))
+    assert all(torch.equal(value, detector.state_dict()[key]) for key, value in loaded.state_dict().items())
     batch = make_batch()
-    for a, b in zip(detector.detect(batch), found.eval().detect(batch), strict=True):
+    for a, b in zip(detector.detect(batch), loaded.eval().detect(batch), strict=True):
         assert len(a) and torch.equal(a.boxes, b.boxes) and torch.equal(a.scores, b.scores)
 
 
-def test_a_c4_detectors_shared_stage_is_certified_too(tmp_path: Path) -> None:
-    made = build_detector(C4, num_classes=2)
-    save_detector(made, C4, tmp_path / "c4.pth", source="a test")
+def test_certificate_of_a_c4_detector_covers_the_shared_stage(tmp_path: Path) -> None:
+    detector = build_detector(C4, num_classes=2)
+    save_detector(detector, C4, tmp_path / "c4.pth", source="a test")
     assert load_detector(tmp_path / "c4.pth")[1] == C4
-    stride = edited(tmp_path / "c4.pth", lambda state, meta: meta["recipe"].update(stride_on="1x1"))
+    other_stride = edited(tmp_path / "c4.pth", lambda state, meta: meta["recipe"].update(stride_on="1x1"))
     with pytest.raises(CertificateMismatch, match="stride_on is '3x3' for its net and '1x1' in its recipe"):
-        load_detector(stride)
+        load_detector(other_stride)
 
 
 @pytest.mark.parametrize(
-    ("edit", "says"),
+    ("edit", "message"),
     [
         (lambda state, meta: state["mask_head.logits.bias"].add_(1e-6), "mask_head.logits.bias is not the tensor"),
         (
@@ -104,22 +111,24 @@ def test_a_c4_detectors_shared_stage_is_certified_too(tmp_path: Path) -> None:
         (lambda state, meta: meta["fingerprint"].update(keypoints=[0.0]), "a stage 'keypoints' that this net lacks"),
     ],
 )
-def test_what_was_changed_is_found_and_named(edit: Edit, says: str, path: Path) -> None:
-    with pytest.raises(CertificateMismatch, match=says):
+def test_error_for_an_edited_file_names_the_edit(edit: Edit, message: str, path: Path) -> None:
+    with pytest.raises(CertificateMismatch, match=message):
         load_detector(edited(path, edit))
 
 
-def test_build_detector_adopts_what_a_certified_file_says(path: Path, detector: RCNN, recipe: DetectorRecipe) -> None:
-    """Into a recipe of other conventions; the file's are the ones that its weights were trained in."""
-    other = replace(recipe, conventions=CONVENTIONS["detectron2"])
-    made = build_detector(other, num_classes=3, weights=path)
-    assert made.box_head.conventions == made.rpn.conventions == recipe.conventions
-    assert made.class_names == detector.class_names and made.preprocess == detector.preprocess
+def test_build_detector_takes_over_what_a_certified_file_holds(
+    path: Path, detector: RCNN, recipe: DetectorRecipe
+) -> None:
+    """The conventions of the recipe are replaced by the file's, in which the weights were trained."""
+    other_recipe = replace(recipe, conventions=CONVENTIONS["detectron2"])
+    built = build_detector(other_recipe, num_classes=3, weights=path)
+    assert built.box_head.conventions == built.rpn.conventions == recipe.conventions
+    assert built.class_names == detector.class_names and built.preprocess == detector.preprocess
     with pytest.raises(ValueError, match="of these weights differ from this detector's, first round_anchors"):
-        load_weights(build_detector(other, num_classes=3), path)
+        load_weights(build_detector(other_recipe, num_classes=3), path)
 
 
-def test_its_backbone_can_be_taken_alone(path: Path, detector: RCNN) -> None:
+def test_backbone_loads_from_a_detector_file(path: Path, detector: RCNN) -> None:
     assert isinstance(detector.backbone, ResNetBackbone)
     net = ResNetBackbone(detector.backbone.spec)
     report = load_weights(net, path)
@@ -127,7 +136,7 @@ def test_its_backbone_can_be_taken_alone(path: Path, detector: RCNN) -> None:
     assert net.preprocess.channel_order == "bgr" and "rpn.objectness.weight" in report.unused_by_design
 
 
-def test_files_that_are_no_detectors_of_ours_are_refused_with_the_mend(tmp_path: Path, detector: RCNN) -> None:
+def test_files_without_a_detector_of_this_project_are_refused(tmp_path: Path, detector: RCNN) -> None:
     torch.save(detector.state_dict(), tmp_path / "bare.pth")
     with pytest.raises(ValueError, match="bare.pth holds no detector of this project.*convert_weights.py"):
         load_detector(tmp_path / "bare.pth")
@@ -135,18 +144,18 @@ def test_files_that_are_no_detectors_of_ours_are_refused_with_the_mend(tmp_path:
         load_detector(tmp_path / "nowhere.pth")
 
 
-def test_a_backbone_that_no_recipe_rebuilds_is_not_saved_as_if_one_did(recipe: DetectorRecipe) -> None:
+def test_a_detector_with_a_foreign_backbone_is_not_saved(recipe: DetectorRecipe) -> None:
     class Foreign(nn.Module):
         pass
 
-    made = build_detector(recipe, num_classes=1)
-    made.backbone = Foreign()
+    detector = build_detector(recipe, num_classes=1)
+    detector.backbone = Foreign()
     with pytest.raises(TypeError, match="Foreign cannot be rebuilt from a recipe"):
-        detector_content(made, recipe)
+        detector_content(detector, recipe)
 
 
-def test_a_head_spec_survives_json() -> None:
-    """Lists become tuples again: safetensors keeps metadata as JSON."""
+def test_lists_in_a_plain_recipe_become_tuples() -> None:
+    """safetensors keeps metadata as JSON, where tuples are lists."""
     from resnet_backbone.plain import from_plain
 
     values = {"backbone": "resnet18", "rpn": {"anchor_sizes_px": [[8], [16], [32], [64], [128]]}}

@@ -1,4 +1,4 @@
-"""The mask head against torchvision's: layers, loss, masks of detections."""
+"""The mask head equals torchvision's in layers, loss and masks of detections."""
 
 from __future__ import annotations
 
@@ -30,85 +30,86 @@ def some_targets(count: int) -> Targets:
     return Targets(random_boxes(count), torch.randint(0, K, (count,)), BitMasks(bits))
 
 
-def positives(truth: Targets, count: int) -> SampledRegions:
-    index = torch.randint(0, len(truth), (count,))
-    return SampledRegions(random_boxes(count), truth.labels[index], index)
+def positives(target: Targets, count: int) -> SampledRegions:
+    """Regions that are matched at random with boxes of the target."""
+    index = torch.randint(0, len(target), (count,))
+    return SampledRegions(random_boxes(count), target.labels[index], index)
 
 
 @pytest.mark.parametrize("convs", [1, 4])
-def test_layers_are_torchvisions(convs: int) -> None:
-    ours, theirs = make(convs=convs), MaskRCNNHeads(6, [8] * convs, 1)
+def test_layers_equal_torchvision(convs: int) -> None:
+    ours, reference = make(convs=convs), MaskRCNNHeads(6, [8] * convs, 1)
     predictor = MaskRCNNPredictor(8, 8, K)
-    for block, conv in zip(theirs, ours.convs):
+    for block, conv in zip(reference, ours.convs):
         block[0].load_state_dict(conv.state_dict())
     predictor.conv5_mask.load_state_dict(ours.upsample.state_dict())
     predictor.mask_fcn_logits.load_state_dict(ours.logits.state_dict())
     regions = torch.randn(5, 6, 14, 14)
-    found = ours(regions)
-    assert found.shape == (5, K, 28, 28)
-    torch.testing.assert_close(found, predictor(theirs(regions)))
+    logits = ours(regions)
+    assert logits.shape == (5, K, 28, 28)
+    torch.testing.assert_close(logits, predictor(reference(regions)))
 
 
-def test_the_loss_is_torchvisions_on_the_same_targets() -> None:
-    truth = [some_targets(3), some_targets(2)]
-    regions = [positives(truth[0], 6), positives(truth[1], 4)]
+def test_loss_equals_torchvision_on_the_same_targets() -> None:
+    targets = [some_targets(3), some_targets(2)]
+    regions = [positives(targets[0], 6), positives(targets[1], 4)]
     logits = torch.randn(10, K, 28, 28)
-    loss = make().losses(logits, regions, truth)["loss_mask"]
-    goals = [t.masks[r.matched].crop_to(r.boxes, 28) for t, r in zip(truth, regions)]  # type: ignore[index]
-    # through this box torchvision's RoIAlign reads a 28 x 28 bitmap pixel by pixel
-    whole = torch.tensor([[-0.5, -0.5, 27.5, 27.5]])
-    want = maskrcnn_loss(
+    loss = make().losses(logits, regions, targets)["loss_mask"]
+    mask_targets = [t.masks[r.matched].crop_to(r.boxes, 28) for t, r in zip(targets, regions)]  # type: ignore[index]
+    # with this box, torchvision's RoIAlign returns a 28 x 28 bitmap unchanged
+    whole_bitmap = torch.tensor([[-0.5, -0.5, 27.5, 27.5]])
+    expected = maskrcnn_loss(
         logits,
-        [whole.repeat(len(g), 1) for g in goals],
-        [g.to(torch.uint8) for g in goals],
+        [whole_bitmap.repeat(len(g), 1) for g in mask_targets],
+        [g.to(torch.uint8) for g in mask_targets],
         [r.labels for r in regions],
-        [torch.arange(len(g)) for g in goals],
+        [torch.arange(len(g)) for g in mask_targets],
     )
-    assert 0.2 < torch.cat(goals).float().mean() < 0.8
-    torch.testing.assert_close(loss, want)
+    assert 0.2 < torch.cat(mask_targets).float().mean() < 0.8
+    torch.testing.assert_close(loss, expected)
 
 
-def test_only_the_mask_of_the_true_class_learns() -> None:
-    truth = some_targets(2)
-    regions = SampledRegions(truth.boxes, truth.labels, torch.arange(2))
+def test_only_logits_of_the_true_class_get_a_gradient() -> None:
+    target = some_targets(2)
+    regions = SampledRegions(target.boxes, target.labels, torch.arange(2))
     logits = torch.randn(2, K, 28, 28, requires_grad=True)
-    make().losses(logits, [regions], [truth])["loss_mask"].backward()
-    learning = logits.grad.abs().sum((2, 3)) > 0  # type: ignore[union-attr]
-    assert torch.equal(learning, torch.nn.functional.one_hot(truth.labels, K).bool())
+    make().losses(logits, [regions], [target])["loss_mask"].backward()
+    has_gradient = logits.grad.abs().sum((2, 3)) > 0  # type: ignore[union-attr]
+    assert torch.equal(has_gradient, torch.nn.functional.one_hot(target.labels, K).bool())
 
 
-def test_a_perfect_prediction_costs_nothing() -> None:
-    truth = some_targets(4)
-    goals = truth.masks.crop_to(truth.boxes, 28)  # type: ignore[union-attr]
-    logits = (goals.float() * 2 - 1)[:, None].expand(-1, K, -1, -1) * 50
-    loss = make().losses(logits, [SampledRegions(truth.boxes, truth.labels, torch.arange(4))], [truth])["loss_mask"]
+def test_loss_of_a_perfect_prediction_is_zero() -> None:
+    target = some_targets(4)
+    mask_targets = target.masks.crop_to(target.boxes, 28)  # type: ignore[union-attr]
+    logits = (mask_targets.float() * 2 - 1)[:, None].expand(-1, K, -1, -1) * 50
+    loss = make().losses(logits, [SampledRegions(target.boxes, target.labels, torch.arange(4))], [target])["loss_mask"]
     assert loss < 1e-6
 
 
-def test_nothing_to_learn_from_is_a_loss_of_zero_with_gradients() -> None:
-    head, truth = make(), some_targets(0)
-    nobody = SampledRegions(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
-    loss = head.losses(head(torch.zeros(0, 6, 14, 14)), [nobody], [truth])["loss_mask"]
+def test_loss_without_regions_is_zero_and_gives_zero_gradients() -> None:
+    head, target = make(), some_targets(0)
+    no_regions = SampledRegions(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+    loss = head.losses(head(torch.zeros(0, 6, 14, 14)), [no_regions], [target])["loss_mask"]
     loss.backward()
     assert loss == 0 and all(p.grad is not None and not p.grad.any() for p in head.parameters())
 
 
 def test_targets_without_masks_are_refused() -> None:
-    truth = Targets(random_boxes(1), torch.tensor([0]))
+    target = Targets(random_boxes(1), torch.tensor([0]))
     with pytest.raises(ValueError, match="this detector learns masks, these targets have none"):
         make().losses(
-            torch.zeros(1, K, 28, 28), [SampledRegions(truth.boxes, truth.labels, torch.tensor([0]))], [truth]
+            torch.zeros(1, K, 28, 28), [SampledRegions(target.boxes, target.labels, torch.tensor([0]))], [target]
         )
 
 
-def test_a_detection_gets_the_mask_of_its_own_class() -> None:
+def test_detections_get_the_masks_of_their_classes_like_torchvision() -> None:
     head, regions = make(), torch.randn(5, 6, 14, 14)
     torch.nn.init.normal_(head.logits.weight)
     labels = [torch.tensor([2, 0, 1]), torch.tensor([1, 1])]
     detections = [Detections(random_boxes(len(x)), torch.rand(len(x)), x) for x in labels]
-    found = head.detect(regions, detections)
+    with_masks = head.detect(regions, detections)
     with torch.no_grad():
-        want = maskrcnn_inference(head(regions), labels)
-    for detection, probabilities in zip(found, want):
+        expected = maskrcnn_inference(head(regions), labels)
+    for detection, probabilities in zip(with_masks, expected):
         assert isinstance(detection.masks, RoiMasks)
         torch.testing.assert_close(detection.masks.probabilities, probabilities[:, 0])

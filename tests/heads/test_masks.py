@@ -1,4 +1,4 @@
-"""Masks: targets drawn from polygons and bitmaps, pasting as detectron2 does it, COCO's run lengths."""
+"""Masks: targets from polygons and bitmaps, pasting as in detectron2 and torchvision, COCO's run lengths."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ HEIGHT, WIDTH = 90, 120
 
 
 def blob(centre: tuple[float, float], radius: float, vertices: int = 30) -> np.ndarray:
-    """A star-like polygon (V, 2)."""
+    """A star-shaped polygon (V, 2)."""
     angle = np.linspace(0, 2 * np.pi, vertices, endpoint=False)
-    reach = radius * (0.8 + 0.2 * np.cos(3 * angle))
-    return np.stack([centre[0] + reach * np.cos(angle), centre[1] + reach * np.sin(angle)], axis=1)
+    radii = radius * (0.8 + 0.2 * np.cos(3 * angle))
+    return np.stack([centre[0] + radii * np.cos(angle), centre[1] + radii * np.sin(angle)], axis=1)
 
 
 BLOBS = PolygonMasks(((blob((40.3, 45.7), 30),), (blob((80, 40), 25),), (blob((20, 20), 12), blob((95, 70), 14))))
@@ -31,6 +31,7 @@ BOXES = torch.tensor([[9.7, 15.2, 71.1, 76.4], [54.0, 14.5, 106.2, 65.0], [7.0, 
 
 
 def rasterised(masks: PolygonMasks) -> BitMasks:
+    """The polygons as bitmaps, drawn by pycocotools."""
     planes = [decode_segmentation([p.reshape(-1).tolist() for p in ps], HEIGHT, WIDTH) for ps in masks.polygons]
     return BitMasks(torch.from_numpy(np.stack(planes)))
 
@@ -40,31 +41,37 @@ def mask_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def test_polygons_and_their_bitmaps_give_the_same_targets() -> None:
-    drawn, cropped = BLOBS.crop_to(BOXES, 28), rasterised(BLOBS).crop_to(BOXES, 28)
-    assert drawn.shape == cropped.shape == (3, 28, 28) and drawn.dtype == cropped.dtype == torch.bool
-    assert mask_iou(drawn, cropped).min() > 0.9
+    from_polygons, from_bitmaps = BLOBS.crop_to(BOXES, 28), rasterised(BLOBS).crop_to(BOXES, 28)
+    assert (
+        from_polygons.shape == from_bitmaps.shape == (3, 28, 28)
+        and from_polygons.dtype == from_bitmaps.dtype == torch.bool
+    )
+    assert mask_iou(from_polygons, from_bitmaps).min() > 0.9
 
 
 @pytest.mark.parametrize("kind", ["polygons", "bits"])
-def test_a_rectangle_seen_through_a_box_is_exact(kind: str) -> None:
-    """20..60 x 30..50 through the box 0..80 x 10..70: a quarter to three quarters, and a third to two thirds."""
+def test_target_of_a_rectangle_is_exact(kind: str) -> None:
+    """A rectangle of x 20..60 and y 30..50 in a box of x 0..80 and y 10..70.
+
+    The target covers 1/4 to 3/4 of the width and 1/3 to 2/3 of the height.
+    """
     corners = np.array([[20.0, 30], [60, 30], [60, 50], [20, 50]])
     bits = torch.zeros(1, HEIGHT, WIDTH, dtype=torch.bool)
     bits[0, 30:50, 20:60] = True
     masks = PolygonMasks(((corners,),)) if kind == "polygons" else BitMasks(bits)
-    want = torch.zeros(24, 24, dtype=torch.bool)
-    want[8:16, 6:18] = True
-    assert torch.equal(masks.crop_to(torch.tensor([[0.0, 10, 80, 70]]), 24)[0], want)
+    expected = torch.zeros(24, 24, dtype=torch.bool)
+    expected[8:16, 6:18] = True
+    assert torch.equal(masks.crop_to(torch.tensor([[0.0, 10, 80, 70]]), 24)[0], expected)
 
 
 @pytest.mark.parametrize("masks", [BLOBS, rasterised(BLOBS)], ids=["polygons", "bits"])
-def test_a_box_beside_the_mask_sees_nothing_and_one_within_sees_all(masks: PolygonMasks | BitMasks) -> None:
+def test_target_is_empty_beside_the_mask_and_full_inside_it(masks: PolygonMasks | BitMasks) -> None:
     boxes = torch.tensor([[0.0, 0.0, 5.0, 5.0], [75.0, 35.0, 85.0, 45.0], [200.0, 200.0, 300.0, 300.0]])
-    seen = masks.crop_to(boxes, 14).flatten(1)
-    assert not seen[0].any() and seen[1].all() and not seen[2].any()
+    targets = masks.crop_to(boxes, 14).flatten(1)
+    assert not targets[0].any() and targets[1].all() and not targets[2].any()
 
 
-def test_a_box_without_area_gives_a_target_and_no_division_by_zero() -> None:
+def test_a_box_without_area_gives_a_target() -> None:
     boxes = torch.tensor([[40.0, 40.0, 40.0, 40.0]] * 3)
     for masks in (BLOBS, rasterised(BLOBS)):
         assert masks.crop_to(boxes, 28).shape == (3, 28, 28)
@@ -76,7 +83,7 @@ def test_no_instances_give_no_targets(masks: PolygonMasks | BitMasks) -> None:
 
 
 def detectron2_paste(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
-    """`_do_paste_mask`: the image's pixel centres, normalised into each box, sampled from its mask."""
+    """`_do_paste_mask`: the mask sampled at the pixel centres, which are normalised to the box."""
     x0, y0, x1, y1 = (side[:, None] for side in boxes.unbind(1))
     y = (torch.arange(height).to(boxes) + 0.5 - y0) / (y1 - y0) * 2 - 1
     x = (torch.arange(width).to(boxes) + 0.5 - x0) / (x1 - x0) * 2 - 1
@@ -86,62 +93,62 @@ def detectron2_paste(masks: Tensor, boxes: Tensor, height: int, width: int) -> T
 
 @pytest.mark.parametrize("side", [1, 2, 28])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_pasting_is_detectron2s_also_partly_outside_the_image(side: int, dtype: torch.dtype) -> None:
+def test_pasting_equals_detectron2_also_partly_outside_the_image(side: int, dtype: torch.dtype) -> None:
     corner = torch.rand(40, 2, dtype=dtype) * torch.tensor([180.0, 150.0]) - 40
     boxes = torch.cat([corner, corner + torch.rand(40, 2, dtype=dtype) * 90 + 0.3], dim=1)
     masks = torch.rand(40, side, side)
-    want = detectron2_paste(masks, boxes, HEIGHT, WIDTH)
+    expected = detectron2_paste(masks, boxes, HEIGHT, WIDTH)
     pasted = RoiMasks(masks).paste(boxes, HEIGHT, WIDTH).bits
-    # grid_sample's own float32 coordinates are good to about 1e-5 of a mask cell
-    clear = (want - 0.5).abs() > (1e-6 if dtype == torch.float64 else 1e-5)
-    assert torch.equal(pasted[clear], (want >= 0.5)[clear])
-    assert clear.float().mean() > 0.999 and pasted.flatten(1).any(1).sum() > 5
+    # in float32, the coordinates of grid_sample are accurate to about 1e-5 of a mask cell
+    decided = (expected - 0.5).abs() > (1e-6 if dtype == torch.float64 else 1e-5)
+    assert torch.equal(pasted[decided], (expected >= 0.5)[decided])
+    assert decided.float().mean() > 0.999 and pasted.flatten(1).any(1).sum() > 5
 
 
 @pytest.mark.parametrize("side", [1, 28])
-def test_integer_pasting_is_torchvisions(side: int) -> None:
-    """Boxes are clipped, as detections are (torchvision's own fails for a box outside); their borders are not."""
+def test_integer_pasting_equals_torchvision(side: int) -> None:
+    """Boxes are clipped, as those of detections: torchvision fails for a box outside the image."""
     corner = torch.rand(60, 2, dtype=torch.float64) * torch.tensor([WIDTH - 2.0, HEIGHT - 2.0])
     boxes = torch.cat([corner, corner + torch.rand(60, 2, dtype=torch.float64) * 90 + 0.3], dim=1)
     boxes = clip(boxes, ImageSize(height=HEIGHT, width=WIDTH))
     masks = torch.rand(60, side, side, dtype=torch.float64)
-    want = paste_masks_in_image(masks[:, None], boxes, (HEIGHT, WIDTH))[:, 0] > 0.5
+    expected = paste_masks_in_image(masks[:, None], boxes, (HEIGHT, WIDTH))[:, 0] > 0.5
     pasted = RoiMasks(masks, "integer").paste(boxes, HEIGHT, WIDTH).bits
-    assert torch.equal(pasted, want) and pasted.flatten(1).any(1).sum() > 5
+    assert torch.equal(pasted, expected) and pasted.flatten(1).any(1).sum() > 5
 
 
-def test_soft_targets_are_torchvisions_and_binary_ones_are_not() -> None:
+def test_soft_targets_equal_torchvision_and_default_ones_are_binary() -> None:
     bits = torch.rand(3, HEIGHT, WIDTH) > 0.5
     boxes, rows = torch.tensor([[3.2, 4.7, 40.1, 50.3], [0, 0, 90, 70], [20.5, 30.5, 22, 33]]), torch.tensor([2, 0, 1])
-    want = project_masks_on_boxes(bits.to(torch.uint8), boxes, rows, 28)
-    found = BitMasks(bits)[rows].crop_to(boxes, 28, soft_bitmaps=True)
-    torch.testing.assert_close(found, want)
-    assert ((found > 0) & (found < 1)).any()
+    expected = project_masks_on_boxes(bits.to(torch.uint8), boxes, rows, 28)
+    soft = BitMasks(bits)[rows].crop_to(boxes, 28, soft_bitmaps=True)
+    torch.testing.assert_close(soft, expected)
+    assert ((soft > 0) & (soft < 1)).any()
     assert BitMasks(bits)[rows].crop_to(boxes, 28).dtype == torch.bool
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.7])
-def test_pasting_cuts_at_its_threshold(threshold: float) -> None:
+def test_pasting_applies_its_threshold(threshold: float) -> None:
     boxes, masks = torch.tensor([[10.0, 12.0, 70.0, 61.0]]), torch.rand(1, 28, 28)
-    want = detectron2_paste(masks, boxes, HEIGHT, WIDTH)
+    expected = detectron2_paste(masks, boxes, HEIGHT, WIDTH)
     pasted = RoiMasks(masks).paste(boxes, HEIGHT, WIDTH, threshold=threshold).bits
-    clear = (want - threshold).abs() > 1e-5
-    assert torch.equal(pasted[clear], (want >= threshold)[clear])
+    decided = (expected - threshold).abs() > 1e-5
+    assert torch.equal(pasted[decided], (expected >= threshold)[decided])
 
 
 @pytest.mark.parametrize("box", [[-50.0, -50, -10, -10], [200.0, 10, 300, 50], [5.0, 5, 5, 40], [5.0, 5, 5, 5]])
-def test_boxes_outside_the_image_or_without_area_paste_nothing(box: list[float]) -> None:
+def test_boxes_outside_the_image_or_without_area_give_empty_masks(box: list[float]) -> None:
     pasted = RoiMasks(torch.ones(1, 28, 28)).paste(torch.tensor([box]), HEIGHT, WIDTH)
     assert pasted.bits.shape == (1, HEIGHT, WIDTH) and not pasted.bits.any()
 
 
-def test_a_target_pasted_back_is_the_mask() -> None:
-    """crop_to and paste are each other's inverse, up to the 28 x 28 grid."""
-    back = RoiMasks(BLOBS.crop_to(BOXES, 112).float()).paste(BOXES, HEIGHT, WIDTH)
-    assert mask_iou(back.bits, rasterised(BLOBS).bits).min() > 0.95
+def test_pasting_a_target_restores_the_mask() -> None:
+    """Pasting is the inverse of cropping, up to the resolution of the grid."""
+    pasted = RoiMasks(BLOBS.crop_to(BOXES, 112).float()).paste(BOXES, HEIGHT, WIDTH)
+    assert mask_iou(pasted.bits, rasterised(BLOBS).bits).min() > 0.95
 
 
-def test_run_lengths_are_cocos_and_json() -> None:
+def test_run_lengths_survive_json_and_pycocotools() -> None:
     bits = rasterised(BLOBS)
     rles = json.loads(json.dumps(bits.to_rle()))
     assert np.array_equal(coco.decode(rles).transpose(2, 0, 1).astype(bool), bits.bits.numpy())
@@ -149,21 +156,22 @@ def test_run_lengths_are_cocos_and_json() -> None:
     assert BitMasks(torch.zeros(0, 4, 4, dtype=torch.bool)).to_rle() == []
 
 
-def test_the_three_kinds_of_segmentation_decode_to_the_same() -> None:
+def test_polygons_compressed_and_uncompressed_run_lengths_decode_equally() -> None:
     polygons = [blob((40, 45), 30).reshape(-1).tolist()]
-    drawn = decode_segmentation(polygons, HEIGHT, WIDTH)
-    (compressed,) = BitMasks(torch.from_numpy(drawn)[None]).to_rle()
-    counts = np.diff(np.flatnonzero(np.diff(np.r_[2, drawn.T.reshape(-1), 2]))).tolist()  # runs, columns first
-    counts = counts if not drawn[0, 0] else [0, *counts]
+    bits = decode_segmentation(polygons, HEIGHT, WIDTH)
+    (compressed,) = BitMasks(torch.from_numpy(bits)[None]).to_rle()
+    # run lengths in column-major order
+    counts = np.diff(np.flatnonzero(np.diff(np.r_[2, bits.T.reshape(-1), 2]))).tolist()
+    counts = counts if not bits[0, 0] else [0, *counts]
     for segmentation in (compressed, {"size": [HEIGHT, WIDTH], "counts": counts}):
-        assert np.array_equal(decode_segmentation(segmentation, HEIGHT, WIDTH), drawn)
-    assert drawn.shape == (HEIGHT, WIDTH) and drawn.dtype == bool
+        assert np.array_equal(decode_segmentation(segmentation, HEIGHT, WIDTH), bits)
+    assert bits.shape == (HEIGHT, WIDTH) and bits.dtype == bool
 
 
-@pytest.mark.parametrize("wrong", [None, [], {}, "polygon", 3])
-def test_anything_else_is_no_segmentation(wrong: object) -> None:
+@pytest.mark.parametrize("invalid", [None, [], {}, "polygon", 3])
+def test_an_invalid_segmentation_is_refused(invalid: object) -> None:
     with pytest.raises(ValueError, match="segmentation must be polygons or RLE, got"):
-        decode_segmentation(wrong, 4, 4)
+        decode_segmentation(invalid, 4, 4)
 
 
 @pytest.mark.parametrize("flat", [[], [1.0, 2, 3, 4], [1.0, 2, 3, 4, 5, 6, 7]])
@@ -172,15 +180,15 @@ def test_a_polygon_of_fewer_than_three_points_is_refused(flat: list[float]) -> N
         polygons_from([flat])
 
 
-def test_real_coco_annotations_area_and_targets(coco_mini: Path) -> None:
-    """Every polygon and crowd of coco-mini's val: the decoded area is the annotated one."""
+def test_decoded_areas_of_coco_annotations_match_the_annotated_ones(coco_mini: Path) -> None:
+    """All polygons and crowd regions of coco-mini's validation images."""
     content = json.loads(next((coco_mini / "annotations").glob("*val2017.json")).read_text())
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     ratios = []
     for annotation in content["annotations"]:
         bits = decode_segmentation(annotation["segmentation"], *sizes[annotation["image_id"]])
         assert bits.shape == sizes[annotation["image_id"]]
-        if annotation["area"] > 400:  # smaller ones are all border
+        if annotation["area"] > 400:  # in smaller ones, most pixels are on the border
             ratios.append(bits.sum() / annotation["area"])
     assert len(ratios) > 500 and np.percentile(np.abs(np.array(ratios) - 1), 95) < 0.05
 
@@ -188,7 +196,7 @@ def test_real_coco_annotations_area_and_targets(coco_mini: Path) -> None:
 @pytest.mark.parametrize(
     "index", [slice(1, None), torch.tensor([False, True, True]), torch.tensor([1, 2])], ids=["slice", "mask", "indices"]
 )
-def test_every_kind_of_mask_takes_every_kind_of_index(index: Tensor | slice) -> None:
+def test_every_kind_of_mask_supports_every_kind_of_index(index: Tensor | slice) -> None:
     bits, probabilities = rasterised(BLOBS), RoiMasks(torch.rand(3, 28, 28))
     assert BLOBS[index].polygons == BLOBS.polygons[1:]
     assert torch.equal(bits[index].bits, bits.bits[1:])
@@ -201,7 +209,7 @@ def test_indices_reorder_and_repeat() -> None:
     assert BLOBS[order].polygons == (BLOBS.polygons[2], BLOBS.polygons[0], BLOBS.polygons[0])
 
 
-def test_bitmaps_are_bool_planes() -> None:
+def test_bitmaps_of_other_shapes_or_dtypes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"BitMasks takes \(R, H, W\) bool, got \(4, 4\) torch.bool"):
         BitMasks(torch.zeros(4, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match="got .* torch.uint8"):

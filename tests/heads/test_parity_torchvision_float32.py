@@ -1,12 +1,12 @@
-"""torchvision's own detectors, live, in float32 and at full size: nothing but rounding tells ours from them.
+"""In float32 and at full size, our detections differ from torchvision's only where rounding decides.
 
-Two float32 computations of one detector differ by rounding, and where a decision hangs on less than that (a score at
-the threshold, a pair at the overlap of suppression, the last proposal or detection that is kept, a region between two
-levels) they may decide it differently. Every detection that only one of them has must be such a case. Float64, which
-`test_parity_torchvision.py` shows to be torchvision's, is asked: a disturbance of its outputs by less than `ROUNDING`
-must make the detection come, and another one must make it go. What both have, a little further apart, must be as near
-to float64's. A mask differs by more than a few pixels only where torchvision's whole-pixel frame, into which it pastes,
-hangs on rounding too.
+Two float32 computations of one detector differ by rounding. Where a decision depends on a smaller difference (a score
+at the threshold, two boxes at the IoU of suppression, the last proposal or detection kept, a region between two
+levels), they may decide differently. The test checks that every detection that only one of them has is such a case: in
+float64, which `test_parity_torchvision.py` shows to equal torchvision, one disturbance of the outputs below `ROUNDING`
+must produce the detection and another one must remove it. Detections that both have, with differences above `SAME`,
+must both be near float64's. A mask may differ by more than a few pixels only where rounding decides the whole-pixel
+frame into which torchvision pastes it.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from tests.heads.torchvision_pairs import batch_of, pair, tensors
 
 FULL_SIZE = {"short_side_px": 800, "long_side_px": 1333}
 PROPOSALS = 1000
-CLASS_SPREAD = 1.0  # of the logits: with more of it, float32's error alone moves scores by 1e-4
-SAME = (0.01, 1e-4)  # px and score
-NEAR = (0.05, 5e-4)  # what rounding makes of one detection
-ROUNDING = 2e-4  # of the outputs' standard deviation: so far off float64 the float32 box heads' were seen
+CLASS_SPREAD = 1.0  # standard deviation of the class logits; above it, float32 rounding moves scores by 1e-4
+SAME = (0.01, 1e-4)  # box, pixels, and score: differences of equal detections
+NEAR = (0.05, 5e-4)  # differences that rounding can cause
+ROUNDING = 2e-4  # in standard deviations of the outputs: the largest error seen in float32 box heads
 DRAWS = 12
 
 
 @pytest.fixture(autouse=True)
 def two_threads() -> Iterator[None]:
-    """Sums are split among threads: their number decides on the rounding, and the counts below are those of two."""
+    """The number of threads decides how sums are split and rounded; the limits below hold for two."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -51,7 +51,7 @@ def two_threads() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def photos(coco_mini: Path) -> list[np.ndarray]:
-    """Lying and upright ones in turn."""
+    """A landscape and a portrait image."""
     names = ("000000000139", "000000000802")
     return [read_image(coco_mini / "val2017" / f"{name}.jpg") for name in names]
 
@@ -69,76 +69,93 @@ def photos(coco_mini: Path) -> list[np.ndarray]:
 def test_detections_differ_only_where_rounding_decides(
     name: str, count: int, photos: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    theirs, ours = pair(name, PROPOSALS, photos[:1], monkeypatch, FULL_SIZE, CLASS_SPREAD)
+    reference, ours = pair(name, PROPOSALS, photos[:1], monkeypatch, FULL_SIZE, CLASS_SPREAD)
     matched = total = 0
     for image in photos[:count]:
-        wanted, (found,) = detect(theirs, image), Predictor(ours)([image])
-        assert len(wanted) >= 50 and len(wanted.labels.unique()) > 10
-        assert float(wanted.scores.max() - wanted.scores.min()) > 0.1
-        same, near = are_same(found, wanted, SAME), are_same(found, wanted, NEAR)
+        expected, (detections,) = detect(reference, image), Predictor(ours)([image])
+        assert len(expected) >= 50 and len(expected.labels.unique()) > 10
+        assert float(expected.scores.max() - expected.scores.min()) > 0.1
+        same, near = agreement(detections, expected, SAME), agreement(detections, expected, NEAR)
         assert int(same.sum(0).max()) == int(same.sum(1).max()) == 1
-        matched, total = matched + int(same.sum()), total + max(len(found), len(wanted))
-        apart = near & ~same
-        if bool(apart.any()):
+        matched, total = matched + int(same.sum()), total + max(len(detections), len(expected))
+        different = near & ~same
+        if bool(different.any()):
             exact = next(disturbed(ours, image, rounding=0.0))
-            for both in (found[apart.any(1)], wanted[apart.any(0)]):
-                assert bool(are_same(both, exact, NEAR).any(1).all()), both
-        for lonely in (found[~near.any(1)], wanted[~near.any(0)]):
-            assert bool(come_and_go(ours, image, lonely).all()), lonely
-        if isinstance(found.masks, BitMasks) and isinstance(wanted.masks, BitMasks):
+            for candidates in (detections[different.any(1)], expected[different.any(0)]):
+                assert bool(agreement(candidates, exact, NEAR).any(1).all()), candidates
+        for unmatched in (detections[~near.any(1)], expected[~near.any(0)]):
+            assert bool(undecided_by_rounding(ours, image, unmatched).all()), unmatched
+        if isinstance(detections.masks, BitMasks) and isinstance(expected.masks, BitMasks):
             rows = same.nonzero(as_tuple=True)
-            mine, its = (d.masks.bits[kept] for d, kept in zip((found, wanted), rows))
-            frames = [expand_boxes(d.boxes[kept], 30 / 28).long() for d, kept in zip((found, wanted), rows)]
-            framed_alike = (frames[0] == frames[1]).all(1)
-            assert int((~framed_alike).sum()) <= 1
-            allowed = (its.sum(dim=(1, 2)) * 0.001).clamp(min=2)
-            assert bool(((mine ^ its).sum(dim=(1, 2)) <= allowed)[framed_alike].all())
+            bits, expected_bits = (d.masks.bits[kept] for d, kept in zip((detections, expected), rows))
+            frames = [expand_boxes(d.boxes[kept], 30 / 28).long() for d, kept in zip((detections, expected), rows)]
+            equal_frames = (frames[0] == frames[1]).all(1)
+            assert int((~equal_frames).sum()) <= 1
+            allowed = (expected_bits.sum(dim=(1, 2)) * 0.001).clamp(min=2)
+            assert bool(((bits ^ expected_bits).sum(dim=(1, 2)) <= allowed)[equal_frames].all())
     assert matched >= 0.995 * total
 
 
 @pytest.mark.slow
-def test_a_detection_at_the_threshold_comes_and_goes_and_others_do_not(
+def test_only_a_detection_at_the_score_threshold_is_undecided(
     photos: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The check itself: it must not take every detection for undecided."""
+    """Tests the check itself: a detection far from every threshold must not count as undecided."""
     _, ours = pair("fasterrcnn_resnet50_fpn", PROPOSALS, photos[:1], monkeypatch, FULL_SIZE, CLASS_SPREAD)
-    plain = next(disturbed(ours, photos[0], rounding=0.0))[:50]
-    ours.box_head.spec = replace(ours.box_head.spec, min_score=float(plain.scores[-1]))
-    undecided = come_and_go(ours, photos[0], plain)
+    detections = next(disturbed(ours, photos[0], rounding=0.0))[:50]
+    ours.box_head.spec = replace(ours.box_head.spec, min_score=float(detections.scores[-1]))
+    undecided = undecided_by_rounding(ours, photos[0], detections)
     assert bool(undecided[-1]) and int(undecided.sum()) <= 3
 
 
-def detect(theirs: Any, image: np.ndarray) -> Detections:
-    """torchvision's detections in our terms."""
+def detect(reference: Any, image: np.ndarray) -> Detections:
+    """torchvision's detections in our container."""
     with torch.inference_mode():
-        (found,) = theirs.eval()(tensors([image], torch.float32))
-    masks = BitMasks(found["masks"][:, 0] > 0.5) if "masks" in found else None
-    return Detections(found["boxes"], found["scores"], found["labels"] - 1, masks)
+        (output,) = reference.eval()(tensors([image], torch.float32))
+    masks = BitMasks(output["masks"][:, 0] > 0.5) if "masks" in output else None
+    return Detections(output["boxes"], output["scores"], output["labels"] - 1, masks)
 
 
-def are_same(a: Detections, b: Detections, within: tuple[float, float]) -> Tensor:
-    """(R, S) bool: the same label, box within so many px, and score. No detection is so near two of its label: one
-    would have suppressed the other."""
+def agreement(a: Detections, b: Detections, within: tuple[float, float]) -> Tensor:
+    """Which detections agree in label, box and score.
+
+    No detection agrees with two of its label: one of the two would have suppressed the other.
+
+    Args:
+        a: R detections.
+        b: S detections.
+        within: largest differences of box coordinates, pixels, and of scores.
+
+    Returns:
+        (R, S) bool.
+    """
     near = (a.boxes[:, None] - b.boxes).abs().amax(dim=2) <= within[0]
     return near & ((a.scores[:, None] - b.scores).abs() <= within[1]) & (a.labels[:, None] == b.labels)
 
 
-def come_and_go(ours: RCNN, image: np.ndarray, lonely: Detections) -> Tensor:
-    """(R,) bool: in float64 the detection is there with one disturbance below rounding and missing with another."""
-    came, went = torch.zeros(2, len(lonely), dtype=torch.bool)
+def undecided_by_rounding(ours: RCNN, image: np.ndarray, detections: Detections) -> Tensor:
+    """(R,) bool: in float64, disturbances below rounding can both produce and remove the detection."""
+    present, missing = torch.zeros(2, len(detections), dtype=torch.bool)
     draws = disturbed(ours, image, ROUNDING)
     for _ in range(DRAWS):
-        if bool((came & went).all()):
+        if bool((present & missing).all()):
             break
-        there = are_same(lonely, next(draws), NEAR).any(1)
-        came, went = came | there, went | ~there
-    return came & went
+        matched = agreement(detections, next(draws), NEAR).any(1)
+        present, missing = present | matched, missing | ~matched
+    return present & missing
 
 
 @torch.no_grad()
 def disturbed(ours: RCNN, image: np.ndarray, rounding: float) -> Iterator[Detections]:
-    """Float64's detections, again and again, with uniform noise up to rounding (in standard deviations) on all that
-    the RPN and the box head put out. Masks decide nothing and are left out."""
+    """Endless float64 detections with uniform noise on the outputs of the RPN and the box head.
+
+    Masks do not affect which detections are kept, and are left out.
+
+    Args:
+        ours: the detector, in float32.
+        image: (H, W, 3) uint8.
+        rounding: largest noise, in standard deviations of an output.
+    """
     precise = deepcopy(ours).double().eval()
     batch = batch_of([image], precise.preprocess)
     dense = precise.dense(batch.pixels)
@@ -151,7 +168,7 @@ def disturbed(ours: RCNN, image: np.ndarray, rounding: float) -> Iterator[Detect
         rpn = RPNOutput(*([noisy(x) for x in outputs] for outputs in dense.rpn))
         proposals = precise.propose(dense._replace(rpn=rpn), batch, (1000, PROPOSALS))
         output = stage(dense.features, [p.boxes for p in proposals])
-        for _ in range(4):  # a disturbance of the box head's outputs is the cheaper one
+        for _ in range(4):  # noise on the box head's outputs is cheaper than on the RPN's
             disturbed_output = replace(output, logits=noisy(output.logits), deltas=noisy(output.deltas))
-            (found,) = precise.select([disturbed_output], batch.sizes)
-            yield to_image(found, batch.sizes[0], ImageSize(*image.shape[:2]))
+            (detections,) = precise.select([disturbed_output], batch.sizes)
+            yield to_image(detections, batch.sizes[0], ImageSize(*image.shape[:2]))

@@ -1,4 +1,4 @@
-"""Predictor: images of any kind in, detections in the images' own pixels out."""
+"""Predictor: images of any kind in, detections in pixels of the images out."""
 
 from __future__ import annotations
 
@@ -30,16 +30,18 @@ from resnet_backbone import Preprocess
 
 @pytest.fixture(scope="module")
 def detector(small_recipe: DetectorRecipe) -> RCNN:
+    """A small detector with random weights."""
     torch.manual_seed(1)
     net = build_detector(replace(small_recipe, norm="gn"), num_classes=3)
-    # scores that differ: the untrained ones are so equal that the last bit decides what is kept
+    # initial weights give almost equal scores, and then rounding decides which detections are kept
     for layer in ("box_head.logits", "rpn.objectness", "mask_head.logits"):
         torch.nn.init.normal_(net.get_parameter(f"{layer}.weight"), std=0.5)
     net.preprocess = Preprocess(short_side_px=64, long_side_px=128)
     return net
 
 
-def found_at(boxes: Sequence[Sequence[float]], masks: RoiMasks | None = None) -> Detections:
+def detections_at(boxes: Sequence[Sequence[float]], masks: RoiMasks | None = None) -> Detections:
+    """Detections at these boxes, with falling scores and different classes."""
     count = len(boxes)
     return Detections(torch.tensor(boxes), torch.linspace(0.9, 0.1, count), torch.arange(count), masks)
 
@@ -48,46 +50,49 @@ def noise(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def same(a: Detections, b: Detections) -> None:
+def assert_equal_detections(a: Detections, b: Detections) -> None:
     torch.testing.assert_close(a.boxes, b.boxes, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(a.scores, b.scores, rtol=1e-4, atol=1e-4)
     assert torch.equal(a.labels, b.labels) and isinstance(a.masks, BitMasks) and isinstance(b.masks, BitMasks)
     assert (a.masks.bits != b.masks.bits).float().mean() < 1e-3
 
 
-def test_boxes_are_scaled_back_side_by_side() -> None:
-    """Width and height have their own factors: rounding the resized sides makes them differ."""
+def test_boxes_are_scaled_by_separate_factors_for_width_and_height() -> None:
+    """Width and height have different factors, because both resized sides are rounded."""
     network, image = ImageSize(height=50, width=80), ImageSize(height=101, width=164)
-    boxes = to_image(found_at([[8.0, 5.0, 40.0, 25.0], [0.0, 0.0, 80.0, 50.0]]), network, image).boxes
+    boxes = to_image(detections_at([[8.0, 5.0, 40.0, 25.0], [0.0, 0.0, 80.0, 50.0]]), network, image).boxes
     torch.testing.assert_close(boxes, torch.tensor([[16.4, 10.1, 82.0, 50.5], [0.0, 0.0, 164.0, 101.0]]))
 
 
 @pytest.mark.parametrize(("height", "width"), [(37, 91), (480, 640), (1000, 333)])
-def test_a_box_that_was_resized_with_its_image_comes_back(height: int, width: int) -> None:
+def test_to_image_is_the_inverse_of_resizing(height: int, width: int) -> None:
     image, network = ImageSize(height, width), ImageSize(height=64, width=117)
     corner = torch.rand(20, 2) * torch.tensor([width / 2, height / 2])
     boxes = torch.cat([corner, corner + 9], dim=1)
     small = boxes * torch.tensor([network.width / width, network.height / height] * 2)
-    torch.testing.assert_close(to_image(found_at(small.tolist()), network, image).boxes, boxes, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        to_image(detections_at(small.tolist()), network, image).boxes, boxes, rtol=1e-5, atol=1e-4
+    )
 
 
-def test_masks_are_pasted_at_the_images_size_where_the_object_is() -> None:
+def test_masks_have_the_size_of_the_image_and_lie_on_the_object() -> None:
     diamond = PolygonMasks((polygons_from([[100, 40, 160, 80, 100, 120, 40, 80]]),))
     boxes = torch.tensor([[40.0, 40, 160, 120]])
     roi = RoiMasks(diamond.crop_to(boxes, 28).float())
-    (bits,) = to_image(found_at((boxes / 2).tolist(), roi), ImageSize(90, 120), ImageSize(180, 240)).masks.bits  # type: ignore[union-attr]
-    want = diamond.crop_to(torch.tensor([[0.0, 0, 240, 240]]), 240)[0, :180]
-    assert bits.shape == (180, 240) and (bits & want).sum() / (bits | want).sum() > 0.9  # a mask cell is four pixels
+    (bits,) = to_image(detections_at((boxes / 2).tolist(), roi), ImageSize(90, 120), ImageSize(180, 240)).masks.bits  # type: ignore[union-attr]
+    expected = diamond.crop_to(torch.tensor([[0.0, 0, 240, 240]]), 240)[0, :180]
+    # 0.9, because a cell of the mask is four pixels wide
+    assert bits.shape == (180, 240) and (bits & expected).sum() / (bits | expected).sum() > 0.9
 
 
 def test_boxes_that_are_empty_in_the_image_are_dropped_with_their_masks() -> None:
-    detections = found_at([[5.0, 5, 9, 9], [3.0, 3, 3, 8], [200.0, 2, 300, 9]], RoiMasks(torch.ones(3, 28, 28)))
-    found = to_image(detections, ImageSize(50, 50), ImageSize(100, 100))
-    assert found.labels.tolist() == [0] and found.masks is not None and len(found.masks) == 1
+    detections = detections_at([[5.0, 5, 9, 9], [3.0, 3, 3, 8], [200.0, 2, 300, 9]], RoiMasks(torch.ones(3, 28, 28)))
+    kept = to_image(detections, ImageSize(50, 50), ImageSize(100, 100))
+    assert kept.labels.tolist() == [0] and kept.masks is not None and len(kept.masks) == 1
 
 
-def test_exif_orientation_is_honoured_for_paths_and_pillow_images(tmp_path: Path, detector: RCNN) -> None:
-    """Orientation 6: the stored image is to be turned a quarter clockwise to stand upright."""
+def test_exif_orientation_is_applied_to_paths_and_pillow_images(tmp_path: Path, detector: RCNN) -> None:
+    """Orientation 6: the stored image is rotated by 90 degrees clockwise for display."""
     stored = np.zeros((40, 64, 3), dtype=np.uint8)
     stored[:, :32, 0], stored[:20, :, 1] = 200, 200
     exif = Image.Exif()
@@ -99,13 +104,13 @@ def test_exif_orientation_is_honoured_for_paths_and_pillow_images(tmp_path: Path
         array = as_array(image)
         assert array.shape == (64, 40, 3)
         assert np.abs(array.astype(int) - upright).mean() < 5
-    (found,) = Predictor(detector)([path])
-    assert isinstance(found.masks, BitMasks) and found.masks.bits.shape[1:] == (64, 40)
-    same(found, Predictor(detector)([as_array(path)])[0])
+    (detections,) = Predictor(detector)([path])
+    assert isinstance(detections.masks, BitMasks) and detections.masks.bits.shape[1:] == (64, 40)
+    assert_equal_detections(detections, Predictor(detector)([as_array(path)])[0])
 
 
 @pytest.mark.parametrize(
-    ("image", "says"),
+    ("image", "message"),
     [
         (np.zeros((4, 4), np.uint8), r"\(H, W, 3\) uint8 RGB, this one is \(4, 4\) uint8"),
         (np.zeros((4, 4, 3), np.float32), r"this one is \(4, 4, 3\) float32"),
@@ -115,20 +120,20 @@ def test_exif_orientation_is_honoured_for_paths_and_pillow_images(tmp_path: Path
         (None, "not NoneType"),
     ],
 )
-def test_what_is_no_image_is_refused(image: object, says: str, detector: RCNN) -> None:
-    with pytest.raises(TypeError, match=says):
+def test_other_types_and_shapes_than_images_are_refused(image: object, message: str, detector: RCNN) -> None:
+    with pytest.raises(TypeError, match=message):
         Predictor(detector)([image])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize(
     "image", ["a.jpg", Path("a.jpg"), noise(4, 4), Image.new("RGB", (4, 4))], ids=["str", "path", "array", "pillow"]
 )
-def test_a_single_image_wants_brackets(image: object, detector: RCNN) -> None:
+def test_a_single_image_without_a_list_is_refused(image: object, detector: RCNN) -> None:
     with pytest.raises(TypeError, match="takes a list of images: put this one in brackets"):
         Predictor(detector)(image)  # type: ignore[arg-type]
 
 
-def test_a_missing_file_is_named(detector: RCNN) -> None:
+def test_error_for_a_missing_file_names_it(detector: RCNN) -> None:
     with pytest.raises(UnreadableImage, match="no image at nowhere.jpg"):
         Predictor(detector)(["nowhere.jpg"])
 
@@ -142,20 +147,20 @@ def test_no_images_give_no_detections(detector: RCNN) -> None:
     assert Predictor(detector)([]) == []
 
 
-def test_batches_of_one_and_two_find_the_same(detector: RCNN) -> None:
+def test_detections_do_not_depend_on_the_batch_size(detector: RCNN) -> None:
     images = [noise(60, 90), noise(60, 90)[::-1].copy(), noise(60, 90)[:, ::-1].copy()]
-    one, two = Predictor(detector)(images), Predictor(detector, batch_size=2)(images)
-    assert len(one) == len(two) == 3 and all(len(found) > 3 for found in one)
-    for a, b in zip(one, two):
-        same(a, b)
+    one_per_batch, two_per_batch = Predictor(detector)(images), Predictor(detector, batch_size=2)(images)
+    assert len(one_per_batch) == len(two_per_batch) == 3 and all(len(detections) > 3 for detections in one_per_batch)
+    for a, b in zip(one_per_batch, two_per_batch):
+        assert_equal_detections(a, b)
 
 
-def test_a_real_photograph_gives_masks_of_its_own_size(coco_mini: Path, detector: RCNN) -> None:
+def test_masks_and_boxes_of_photographs_have_the_size_of_the_photographs(coco_mini: Path, detector: RCNN) -> None:
     paths = sorted((coco_mini / "val2017").glob("*.jpg"))[:2]
-    for path, found in zip(paths, Predictor(detector, precision="bf16")(paths)):
+    for path, detections in zip(paths, Predictor(detector, precision="bf16")(paths)):
         with Image.open(path) as image:
             width, height = image.size
-        assert len(found) and isinstance(found.masks, BitMasks)
-        assert found.masks.bits.shape == (len(found), height, width)
-        assert found.boxes[:, 2].max() <= width and found.boxes[:, 3].max() <= height
-        assert found.boxes[:, 2:].max() > 130  # beyond the network's 128 px: they were scaled back
+        assert len(detections) and isinstance(detections.masks, BitMasks)
+        assert detections.masks.bits.shape == (len(detections), height, width)
+        assert detections.boxes[:, 2].max() <= width and detections.boxes[:, 3].max() <= height
+        assert detections.boxes[:, 2:].max() > 130  # more than the 128 px of the resized image

@@ -1,4 +1,4 @@
-"""Which level a region is read from, and what is read there."""
+"""RegionPooler: the level that a region is pooled from, and the pooled values."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def random_boxes(count: int) -> Tensor:
 
 @settings(max_examples=200, deadline=None)
 @given(width=st.floats(1, 2000), height=st.floats(1, 2000))
-def test_levels_are_torchvisions_away_from_the_boundaries(width: float, height: float) -> None:
+def test_levels_equal_torchvision_away_from_the_boundaries(width: float, height: float) -> None:
     exact = math.log2(math.sqrt(width * height) / 224)
     assume(abs(exact - round(exact)) > 1e-4)
     boxes = torch.tensor([[3.0, 5.0, 3 + width, 5 + height]])
@@ -47,65 +47,69 @@ def test_levels_are_torchvisions_away_from_the_boundaries(width: float, height: 
 @pytest.mark.parametrize(
     ("side", "level"), [(8, 0), (111, 0), (112, 1), (223, 1), (224, 2), (447, 2), (448, 3), (4000, 3), (0, 0)]
 )
-def test_equation_1_of_the_fpn_paper(side: float, level: int) -> None:
+def test_levels_follow_equation_1_of_the_fpn_paper(side: float, level: int) -> None:
     assert pooler().level_of(torch.tensor([[0.0, 0.0, side, side]])).tolist() == [level]
 
 
-def test_a_pooled_region_is_roi_align_on_its_own_level() -> None:
-    given_levels, boxes = features(), [random_boxes(9), random_boxes(6)]
+def test_a_pooled_region_equals_roi_align_on_its_level() -> None:
+    inputs, boxes = features(), [random_boxes(9), random_boxes(6)]
     pool = pooler()
-    found = pool(given_levels, boxes)
+    pooled = pool(inputs, boxes)
     assert len(set(pool.level_of(torch.cat(boxes)).tolist())) == 4
     row = 0
-    for image, boxes_of in enumerate(boxes):
-        for box in boxes_of:
+    for image, boxes_of_image in enumerate(boxes):
+        for box in boxes_of_image:
             level = LEVELS[int(pool.level_of(box[None]))]
             region = torch.cat([torch.tensor([float(image)]), box])[None]
-            want = roi_align(given_levels[level], region, 7, 1 / SPECS[level].stride, 0, aligned=True)
-            torch.testing.assert_close(found[row], want[0])
+            expected = roi_align(inputs[level], region, 7, 1 / SPECS[level].stride, 0, aligned=True)
+            torch.testing.assert_close(pooled[row], expected[0])
             row += 1
 
 
-def test_with_torchvisions_conventions_it_is_torchvisions_pooler() -> None:
-    given_levels, boxes = features(), [random_boxes(9), random_boxes(6)]
-    theirs = MultiScaleRoIAlign(list(LEVELS), 7, 2)(given_levels, boxes, [(HEIGHT, WIDTH)] * 2)
-    torch.testing.assert_close(pooler(roi_aligned=False, roi_samples=2)(given_levels, boxes), theirs)
+def test_torchvisions_conventions_give_its_pooler() -> None:
+    inputs, boxes = features(), [random_boxes(9), random_boxes(6)]
+    expected = MultiScaleRoIAlign(list(LEVELS), 7, 2)(inputs, boxes, [(HEIGHT, WIDTH)] * 2)
+    torch.testing.assert_close(pooler(roi_aligned=False, roi_samples=2)(inputs, boxes), expected)
 
 
-def test_regions_come_back_in_the_order_of_the_boxes() -> None:
-    given_levels, boxes, order = features(), random_boxes(12), torch.randperm(12)
-    none = torch.zeros(0, 4)
-    assert torch.equal(pooler()(given_levels, [boxes[order], none]), pooler()(given_levels, [boxes, none])[order])
+def test_pooled_regions_are_in_the_order_of_the_boxes() -> None:
+    inputs, boxes, order = features(), random_boxes(12), torch.randperm(12)
+    no_boxes = torch.zeros(0, 4)
+    assert torch.equal(pooler()(inputs, [boxes[order], no_boxes]), pooler()(inputs, [boxes, no_boxes])[order])
 
 
 @pytest.mark.parametrize("levels", [LEVELS, ("p4",)])
 @pytest.mark.parametrize("counts", [(0, 0), (0, 3), (3, 0)])
-def test_images_without_boxes_are_no_special_case(levels: tuple[str, ...], counts: tuple[int, int]) -> None:
-    given_levels = {level: x.requires_grad_() for level, x in features().items()}
+def test_images_without_boxes_do_not_change_the_others_and_keep_gradients(
+    levels: tuple[str, ...], counts: tuple[int, int]
+) -> None:
+    inputs = {level: x.requires_grad_() for level, x in features().items()}
     boxes = [random_boxes(count) for count in counts]
-    found = pooler(levels)(given_levels, boxes)
-    assert found.shape == (sum(counts), 3, 7, 7)
+    pooled = pooler(levels)(inputs, boxes)
+    assert pooled.shape == (sum(counts), 3, 7, 7)
     if sum(counts):
-        alone = pooler(levels)({k: x[counts.index(3)][None] for k, x in given_levels.items()}, [torch.cat(boxes)])
-        torch.testing.assert_close(found, alone)
-    found.sum().backward()  # even of nothing there is a gradient, of zeros
-    assert all(given_levels[level].grad is not None for level in levels)
+        without_empty_image = pooler(levels)(
+            {k: x[counts.index(3)][None] for k, x in inputs.items()}, [torch.cat(boxes)]
+        )
+        torch.testing.assert_close(pooled, without_empty_image)
+    pooled.sum().backward()  # without boxes, gradients are zero, not None
+    assert all(inputs[level].grad is not None for level in levels)
 
 
-def test_gradients_flow_to_the_level_that_was_read_alone() -> None:
-    given_levels = {level: x.requires_grad_() for level, x in features().items()}
-    pooler()(given_levels, [torch.tensor([[10.0, 10, 260, 260]]), torch.zeros(0, 4)]).sum().backward()
-    touched = {level for level, x in given_levels.items() if x.grad is not None and x.grad.abs().sum() > 0}
-    assert touched == {"p4"} and given_levels["p4"].grad[1].abs().sum() == 0  # type: ignore[index]
+def test_only_the_level_of_a_region_gets_a_gradient() -> None:
+    inputs = {level: x.requires_grad_() for level, x in features().items()}
+    pooler()(inputs, [torch.tensor([[10.0, 10, 260, 260]]), torch.zeros(0, 4)]).sum().backward()
+    levels_with_gradient = {level for level, x in inputs.items() if x.grad is not None and x.grad.abs().sum() > 0}
+    assert levels_with_gradient == {"p4"} and inputs["p4"].grad[1].abs().sum() == 0  # type: ignore[index]
 
 
-def test_half_precision_features_are_pooled_in_the_boxes_precision() -> None:
-    given_levels, boxes = features(torch.bfloat16), [random_boxes(5), random_boxes(2)]
-    found = pooler()(given_levels, boxes)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, pooler()({k: x.float() for k, x in given_levels.items()}, boxes))
+def test_half_precision_features_are_pooled_in_the_precision_of_the_boxes() -> None:
+    inputs, boxes = features(torch.bfloat16), [random_boxes(5), random_boxes(2)]
+    pooled = pooler()(inputs, boxes)
+    assert pooled.dtype == torch.float32
+    torch.testing.assert_close(pooled, pooler()({k: x.float() for k, x in inputs.items()}, boxes))
 
 
-def test_a_level_that_the_neck_lacks_is_refused() -> None:
+def test_a_missing_level_is_refused() -> None:
     with pytest.raises(ValueError, match=r"read from \['p7'\], the neck gives \['p2', 'p3', 'p4', 'p5'\]"):
         pooler(("p2", "p7"))

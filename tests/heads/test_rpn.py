@@ -1,4 +1,4 @@
-"""The RPN against torchvision's: predictions, losses, proposals."""
+"""The RPN equals torchvision's in predictions, losses and proposals."""
 
 from __future__ import annotations
 
@@ -32,15 +32,16 @@ def levels() -> dict[str, Tensor]:
 
 
 def torchvision_rpn(ours: RPN, spec: RPNSpec) -> tv.RegionProposalNetwork:
+    """torchvision's RPN with the weights of ours."""
     head = tv.RPNHead(8, 3)
-    for theirs, own in (
+    for reference_layer, our_layer in (
         (head.conv[0][0], ours.convs[0]),
         (head.cls_logits, ours.objectness),
         (head.bbox_pred, ours.deltas),
     ):
-        theirs.load_state_dict(own.state_dict())
-    before = {"training": spec.keep_before_nms_train, "testing": spec.keep_before_nms_test}
-    after = {"training": spec.keep_after_nms_train, "testing": spec.keep_after_nms_test}
+        reference_layer.load_state_dict(our_layer.state_dict())
+    keep_before = {"training": spec.keep_before_nms_train, "testing": spec.keep_before_nms_test}
+    keep_after = {"training": spec.keep_after_nms_train, "testing": spec.keep_after_nms_test}
     return tv.RegionProposalNetwork(
         AnchorGenerator(((16,), (32,)), (RATIOS,) * 2),
         head,
@@ -48,14 +49,14 @@ def torchvision_rpn(ours: RPN, spec: RPNSpec) -> tv.RegionProposalNetwork:
         spec.negative_iou,
         spec.samples_per_image,
         spec.positive_fraction,
-        before,
-        after,
+        keep_before,
+        keep_after,
         spec.nms_iou,
     )
 
 
-def lively(rpn: RPN) -> RPN:
-    """Predictions of the size that training brings: the initial ones are next to zero."""
+def with_spread_predictions(rpn: RPN) -> RPN:
+    """Draw larger weights than the initial ones, so that predictions spread as after training."""
     for conv in (*rpn.convs, rpn.objectness, rpn.deltas):
         nn.init.normal_(conv.weight, std=0.1)
         nn.init.normal_(conv.get_parameter("bias"), std=0.1)
@@ -80,77 +81,80 @@ def images() -> ImageList:
 
 
 @pytest.mark.parametrize("keep", [(50, 20), (2000, 1000)])
-def test_proposals_and_their_order_are_torchvisions(keep: tuple[int, int]) -> None:
+def test_proposals_and_their_order_equal_torchvision(keep: tuple[int, int]) -> None:
     spec = replace(EVERYTHING, keep_before_nms_test=keep[0], keep_after_nms_test=keep[1])
-    ours = lively(make(spec))
-    theirs, features = torchvision_rpn(ours, spec).eval(), levels()
+    ours = with_spread_predictions(make(spec))
+    reference, features = torchvision_rpn(ours, spec).eval(), levels()
     with torch.no_grad():
-        found, (boxes, _) = proposals_of(ours, features), theirs(images(), dict(features))
-    for proposals, want in zip(found, boxes):
-        torch.testing.assert_close(proposals.boxes, want, rtol=1e-5, atol=1e-3)
+        actual, (boxes, _) = proposals_of(ours, features), reference(images(), dict(features))
+    for proposals, expected in zip(actual, boxes):
+        torch.testing.assert_close(proposals.boxes, expected, rtol=1e-5, atol=1e-3)
         assert proposals.scores.diff().le(0).all() and 10 < len(proposals) <= keep[1]
 
 
-def test_losses_are_torchvisions_up_to_the_divisor_when_everything_is_sampled() -> None:
-    ours = lively(make())
-    theirs, features, truth = torchvision_rpn(ours, EVERYTHING).train(), levels(), some_targets()
-    losses = losses_of(ours, features, truth)
-    _, want = theirs(images(), dict(features), [{"boxes": t.boxes} for t in truth])
-    anchors = theirs.anchor_generator(images(), list(features.values()))
-    labels, _ = theirs.assign_targets_to_anchors(anchors, [{"boxes": t.boxes} for t in truth])
+def test_losses_equal_torchvision_except_for_the_divisor() -> None:
+    ours = with_spread_predictions(make())
+    reference, features, targets = torchvision_rpn(ours, EVERYTHING).train(), levels(), some_targets()
+    losses = losses_of(ours, features, targets)
+    _, expected = reference(images(), dict(features), [{"boxes": t.boxes} for t in targets])
+    anchors = reference.anchor_generator(images(), list(features.values()))
+    labels, _ = reference.assign_targets_to_anchors(anchors, [{"boxes": t.boxes} for t in targets])
     sampled = int((torch.cat(labels) >= 0).sum())
-    # torchvision divides by the number of sampled anchors, detectron2 and we by samples_per_image for every image
-    share = 2 * EVERYTHING.samples_per_image / sampled
-    torch.testing.assert_close(losses["loss_rpn_cls"] * share, want["loss_objectness"], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(losses["loss_rpn_loc"] * share, want["loss_rpn_box_reg"], rtol=1e-5, atol=1e-6)
+    # torchvision divides by the number of sampled anchors; ours and detectron2 by images * samples_per_image
+    ratio = 2 * EVERYTHING.samples_per_image / sampled
+    torch.testing.assert_close(losses["loss_rpn_cls"] * ratio, expected["loss_objectness"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(losses["loss_rpn_loc"] * ratio, expected["loss_rpn_box_reg"], rtol=1e-5, atol=1e-6)
 
 
-def test_gradients_of_the_losses_are_torchvisions() -> None:
-    ours = lively(make())
-    theirs, features, truth = torchvision_rpn(ours, EVERYTHING).train(), levels(), some_targets()
-    losses = losses_of(ours, features, truth)
-    _, want = theirs(images(), dict(features), [{"boxes": t.boxes} for t in truth])
-    ratio = want["loss_objectness"].detach() / losses["loss_rpn_cls"].detach()
+def test_gradients_of_the_losses_equal_torchvision_except_for_the_divisor() -> None:
+    ours = with_spread_predictions(make())
+    reference, features, targets = torchvision_rpn(ours, EVERYTHING).train(), levels(), some_targets()
+    losses = losses_of(ours, features, targets)
+    _, expected = reference(images(), dict(features), [{"boxes": t.boxes} for t in targets])
+    ratio = expected["loss_objectness"].detach() / losses["loss_rpn_cls"].detach()
     (torch.stack(list(losses.values())).sum() * ratio).backward()
-    torch.stack(list(want.values())).sum().backward()
-    for own, its in ((ours.convs[0], theirs.head.conv[0][0]), (ours.deltas, theirs.head.bbox_pred)):
-        torch.testing.assert_close(own.weight.grad, its.weight.grad, rtol=1e-4, atol=1e-6)
+    torch.stack(list(expected.values())).sum().backward()
+    for our_layer, reference_layer in (
+        (ours.convs[0], reference.head.conv[0][0]),
+        (ours.deltas, reference.head.bbox_pred),
+    ):
+        torch.testing.assert_close(our_layer.weight.grad, reference_layer.weight.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_an_image_without_objects_teaches_background_alone() -> None:
-    rpn = lively(make())
-    nothing = [Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))] * 2
+def test_all_anchors_are_background_without_objects() -> None:
+    rpn = with_spread_predictions(make())
+    no_objects = [Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))] * 2
     features = levels()
-    losses = losses_of(rpn, features, nothing)
+    losses = losses_of(rpn, features, no_objects)
     assert losses["loss_rpn_loc"] == 0
     logits, _ = rpn(features)
-    want = nn.functional.softplus(torch.cat(logits, 1)).sum() / (2 * EVERYTHING.samples_per_image)
-    torch.testing.assert_close(losses["loss_rpn_cls"], want)
+    expected = nn.functional.softplus(torch.cat(logits, 1)).sum() / (2 * EVERYTHING.samples_per_image)
+    torch.testing.assert_close(losses["loss_rpn_cls"], expected)
 
 
-def test_proposals_are_inside_their_image_larger_than_asked_and_carry_no_gradient() -> None:
-    rpn = lively(make(conventions=replace(TORCHVISION, min_proposal_px=9.0)))
-    proposals = proposals_of(rpn, {k: x.requires_grad_() for k, x in levels().items()}, rpn.spec.keep_train)
-    for found, size in zip(proposals, SIZES):
-        assert found.boxes.min() >= 0 and not found.boxes.requires_grad and not found.scores.requires_grad
-        assert found.boxes[:, 2].max() <= size.width and found.boxes[:, 3].max() <= size.height
-        assert (found.boxes[:, 2:] - found.boxes[:, :2]).min() > 9
+def test_proposals_are_detached_inside_the_image_and_larger_than_the_minimum() -> None:
+    rpn = with_spread_predictions(make(conventions=replace(TORCHVISION, min_proposal_px=9.0)))
+    proposals_of_images = proposals_of(rpn, {k: x.requires_grad_() for k, x in levels().items()}, rpn.spec.keep_train)
+    for proposals, size in zip(proposals_of_images, SIZES):
+        assert proposals.boxes.min() >= 0 and not proposals.boxes.requires_grad and not proposals.scores.requires_grad
+        assert proposals.boxes[:, 2].max() <= size.width and proposals.boxes[:, 3].max() <= size.height
+        assert (proposals.boxes[:, 2:] - proposals.boxes[:, :2]).min() > 9
 
 
-def test_predictions_that_are_not_finite_propose_nothing() -> None:
-    rpn = lively(make())
+def test_non_finite_predictions_are_not_proposed() -> None:
+    rpn = with_spread_predictions(make())
     features = levels()
     output = rpn(features)
     clean = rpn.propose(output, features, BATCH, (2000, 1000))
     output.deltas[0].data[0, :100] = float("nan")
     output.logits[1].data[0, 5] = float("inf")
-    found = rpn.propose(output, features, BATCH, (2000, 1000))
-    assert all(p.boxes.isfinite().all() and p.scores.isfinite().all() and len(p) for p in found)
-    assert torch.equal(found[1].boxes, clean[1].boxes)  # the other image does not notice
+    proposals = rpn.propose(output, features, BATCH, (2000, 1000))
+    assert all(p.boxes.isfinite().all() and p.scores.isfinite().all() and len(p) for p in proposals)
+    assert torch.equal(proposals[1].boxes, clean[1].boxes)  # the other image is not affected
 
 
-def test_suppression_is_within_a_level() -> None:
-    """Two levels with two equal anchors each: of the four equal boxes one survives in each level."""
+def test_suppression_does_not_cross_levels() -> None:
+    """Two levels with two equal anchors each: one of the equal boxes is kept per level."""
     conventions = Conventions()
     strides = {"p2": 48, "p3": 48}  # one cell per level and image
     grid = AnchorGrid({"p2": (32, 32), "p3": (32, 32)}, (1.0,), strides, conventions)
@@ -158,11 +162,11 @@ def test_suppression_is_within_a_level() -> None:
     batch = ImageBatch(torch.zeros(1, 3, 48, 48), (ImageSize(48, 48),))
     low, no_deltas = torch.full((1, 2), -9.0), [torch.zeros(1, 2, 4)] * 2
     (proposals,) = rpn.propose(RPNOutput([torch.tensor([[2.0, 1.0]]), low], no_deltas), features, batch, (10, 10))
-    assert proposals.scores.tolist() == [2.0, -9.0]  # the best of each level
+    assert proposals.scores.tolist() == [2.0, -9.0]  # the best score of each level
     assert torch.equal(proposals.boxes[0], proposals.boxes[1])
 
 
-def test_predictions_are_at_least_float32_in_half_precision() -> None:
+def test_predictions_and_proposals_of_a_half_precision_rpn_are_float32() -> None:
     rpn = make().bfloat16()
     logits, deltas = rpn({k: x.bfloat16() for k, x in levels().items()})
     assert {t.dtype for t in (*logits, *deltas)} == {torch.float32}

@@ -1,4 +1,4 @@
-"""The containers: checked where they are made, indexable, movable, known to pytrees."""
+"""Containers are checked on construction, can be indexed and moved, and are registered with pytree."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def targets(count: int = 4) -> Targets:
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "message"),
     [
         (
             lambda: Targets(torch.zeros(4), torch.zeros(1, dtype=torch.int64)),
@@ -55,8 +55,8 @@ def targets(count: int = 4) -> Targets:
         (lambda: ImageBatch(torch.zeros(2, 3, 4, 4), (ImageSize(4, 4),)), "1 sizes"),
     ],
 )
-def test_a_wrong_part_is_refused_where_it_is_made(make: Any, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_construction_refuses_invalid_parts(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         make()
 
 
@@ -69,27 +69,27 @@ def test_a_wrong_part_is_refused_where_it_is_made(make: Any, says: str) -> None:
         (torch.zeros(4, dtype=torch.bool), []),
         (torch.zeros(0, dtype=torch.int64), []),
     ],
-    ids=["slice", "mask", "indices", "nothing by mask", "nothing by indices"],
+    ids=["slice", "mask", "indices", "empty mask", "no indices"],
 )
-def test_an_index_takes_the_same_rows_of_every_part(index: Tensor | slice, rows: list[int]) -> None:
-    found, whole = detections()[index], detections()
-    assert found.labels.tolist() == rows and len(found) == len(rows) and isinstance(found.masks, RoiMasks)
-    assert len(found.masks) == len(rows) and found.boxes.shape == (len(rows), 4)
-    assert len(whole) == 4  # indexing gives a copy, not a change
+def test_indexing_selects_the_same_rows_of_every_part(index: Tensor | slice, rows: list[int]) -> None:
+    indexed, original = detections()[index], detections()
+    assert indexed.labels.tolist() == rows and len(indexed) == len(rows) and isinstance(indexed.masks, RoiMasks)
+    assert len(indexed.masks) == len(rows) and indexed.boxes.shape == (len(rows), 4)
+    assert len(original) == 4  # indexing does not change the original
     assert targets()[index].labels.tolist() == rows and len(targets()[index].masks or ()) == len(rows)
 
 
-def test_no_masks_stay_no_masks() -> None:
+def test_detections_without_masks_stay_without_masks() -> None:
     assert detections(masks=False)[:2].masks is None and detections(masks=False).to("cpu").masks is None
 
 
-def test_to_moves_every_tensor_and_leaves_polygons() -> None:
+def test_to_moves_every_tensor_and_keeps_polygons() -> None:
     moved = detections().to("meta")
     assert moved.masks is not None
     tensors = (moved.boxes, moved.scores, moved.labels, moved.masks.probabilities)  # type: ignore[union-attr]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
-    truth = targets()
-    assert truth.to("meta").masks is truth.masks and truth.to("meta").boxes.is_meta
+    target = targets()
+    assert target.to("meta").masks is target.masks and target.to("meta").boxes.is_meta
     batch = ImageBatch(torch.zeros(1, 3, 4, 4), (ImageSize(4, 4),)).to("meta")
     assert batch.pixels.is_meta and batch.sizes == (ImageSize(4, 4),)
 
@@ -106,21 +106,21 @@ def test_to_moves_every_tensor_and_leaves_polygons() -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_pytrees_take_containers_apart_and_put_them_together(value: Any) -> None:
+def test_pytree_flattens_containers_to_tensors_and_restores_them(value: Any) -> None:
     leaves, spec = pytree.tree_flatten(value)
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     assert tensors and not any(isinstance(leaf, (Detections, Targets, RoiMasks, BitMasks)) for leaf in leaves)
-    back = pytree.tree_unflatten(leaves, spec)
-    assert type(back) is type(value)
-    again = [leaf for leaf in pytree.tree_flatten(back)[0] if isinstance(leaf, Tensor)]
-    assert all(torch.equal(a, b) for a, b in zip(tensors, again))
+    restored = pytree.tree_unflatten(leaves, spec)
+    assert type(restored) is type(value)
+    restored_tensors = [leaf for leaf in pytree.tree_flatten(restored)[0] if isinstance(leaf, Tensor)]
+    assert all(torch.equal(a, b) for a, b in zip(tensors, restored_tensors))
 
 
-def test_tree_map_reaches_into_masks_and_lists() -> None:
-    found = pytree.tree_map_only(Tensor, lambda t: t + 1, [detections()])[0]
+def test_tree_map_applies_to_tensors_in_masks_and_lists() -> None:
+    mapped = pytree.tree_map_only(Tensor, lambda t: t + 1, [detections()])[0]
     torch.manual_seed(0)
-    assert found.labels.tolist() == [1, 2, 3, 4] and found.masks.probabilities.min() >= 1
-    assert pytree.tree_map(lambda leaf: None, targets()).boxes is None  # placeholders pass no check, and need not
+    assert mapped.labels.tolist() == [1, 2, 3, 4] and mapped.masks.probabilities.min() >= 1
+    assert pytree.tree_map(lambda leaf: None, targets()).boxes is None  # placeholders of other types are not checked
 
 
 def test_empty_detections_have_the_shapes_of_full_ones() -> None:
@@ -128,7 +128,7 @@ def test_empty_detections_have_the_shapes_of_full_ones() -> None:
     assert len(empty) == 0 and empty.boxes.shape == (0, 4) and empty.labels.dtype == torch.int64
 
 
-def test_a_batch_of_images_is_normalised_padded_and_remembers_the_sizes() -> None:
+def test_a_batch_of_images_is_normalised_and_padded_and_keeps_the_sizes() -> None:
     images = [
         torch.randint(0, 256, (3, 20, 33), dtype=torch.uint8),
         torch.randint(0, 256, (3, 31, 10), dtype=torch.uint8),

@@ -1,4 +1,4 @@
-"""Two processes with one image each take the step that one process takes with both."""
+"""Two processes with one image each take the same step as one process with both images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CASES = {"3 and 0 objects": [THREE, NONE], "1 and 3 objects": [ONE, THREE], "no 
 
 @pytest.fixture(scope="module")
 def worker() -> ModuleType:
-    """The worker's own file, for its detector and its step."""
+    """ddp_worker.py as a module, for its detector and its step."""
     spec = importlib.util.spec_from_file_location("ddp_worker", WORKER)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -45,26 +45,26 @@ def run_two_processes(folder: Path) -> None:
         for rank in range(2)
     ]
     try:
-        said = [process.communicate(timeout=500)[0] for process in processes]
+        logs = [process.communicate(timeout=500)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(logs)
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
-def test_two_processes_take_the_step_of_one(tmp_path: Path, worker: ModuleType) -> None:
-    """Images with unequal numbers of objects: a mean of the processes' means would be another step."""
-    detector = worker.make()
+def test_two_processes_take_the_same_step_as_one(tmp_path: Path, worker: ModuleType) -> None:
+    """Images have unequal numbers of objects, so a mean of the processes' means would give another step."""
+    detector = worker.make_detector()
     state = {key: value.clone() for key, value in detector.state_dict().items()}
     pixels = torch.randn(2, 3, worker.HEIGHT, worker.WIDTH, dtype=torch.float64)
     torch.save({"state": state, "pixels": pixels, "cases": list(CASES.values())}, tmp_path / "case.pt")
     run_two_processes(tmp_path)
-    for (name, case), two in zip(CASES.items(), torch.load(tmp_path / "after.pt", weights_only=True)):
+    for (name, case), actual in zip(CASES.items(), torch.load(tmp_path / "after.pt", weights_only=True)):
         detector.load_state_dict(state)
         detector.zero_grad()
-        one = worker.step(detector, detector, pixels, [worker.target(*image) for image in case])
-        moved = {key: (one[key] - before).abs().max() for key, before in state.items()}
-        assert sum(distance > 0 for distance in moved.values()) > 40
-        for key, distance in moved.items():
-            assert (two[key] - one[key]).abs().max() <= 1e-5 * distance, f"{key} with {name}"
+        expected = worker.step(detector, detector, pixels, [worker.make_target(*image) for image in case])
+        changes = {key: (expected[key] - before).abs().max() for key, before in state.items()}
+        assert sum(change > 0 for change in changes.values()) > 40
+        for key, change in changes.items():
+            assert (actual[key] - expected[key]).abs().max() <= 1e-5 * change, f"{key} with {name}"

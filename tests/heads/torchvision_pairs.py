@@ -1,4 +1,4 @@
-"""What the tests against torchvision's own detectors share: a detector of torchvision's, and ours with its weights."""
+"""Shared by the parity tests with torchvision: one of its detectors, and ours with the same weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LIMITS = {"short_side_px": 256, "long_side_px": 400}
 
 
 def recipe_of(name: str, proposals: int) -> DetectorRecipe:
-    """Ours for one of torchvision's builders, with every anchor and region sampled and so many proposals."""
+    """Our recipe for a builder of torchvision, with all anchors and regions sampled and this number of proposals."""
     recipe = DETECTORS[name]
     rpn = replace(
         recipe.rpn,
@@ -36,7 +36,7 @@ def recipe_of(name: str, proposals: int) -> DetectorRecipe:
         keep_after_nms_train=proposals,
         keep_after_nms_test=proposals,
     )
-    head_norm = "frozen_bn" if recipe.pyramid_norm == "bn" else "none"  # v2's, frozen as torchvision's are here
+    head_norm = "frozen_bn" if recipe.pyramid_norm == "bn" else "none"  # the norms of v2's heads, frozen as in `pair`
     box = replace(recipe.box, samples_per_image=EVERYTHING, positive_fraction=1.0, norm=head_norm)
     mask = recipe.mask and replace(recipe.mask, norm=head_norm)
     return replace(recipe, norm="frozen_bn", pyramid_norm=head_norm, rpn=rpn, box=box, mask=mask)
@@ -50,13 +50,21 @@ def pair(
     limits: dict[str, int] = LIMITS,
     class_spread: float = 2.0,
 ) -> tuple[Any, RCNN]:
-    """torchvision's detector with calibrated random weights, and ours with the same ones, in float32. class_spread:
-    the standard deviation of the class logits."""
+    """torchvision's detector with calibrated random weights and ours with the same weights, in float32.
+
+    Args:
+        name: builder in `torchvision.models.detection`.
+        proposals: number of proposals after non-maximum suppression.
+        images: (H, W, 3) uint8, for the calibration.
+        monkeypatch: replaces BatchNorm2d while torchvision's detector is built.
+        limits: short and long side of the resized images, pixels.
+        class_spread: standard deviation of the class logits.
+    """
     torch.manual_seed(1)
-    # without weights the builders make live batch norms, whose output hangs on the batch; the keys are the same
+    # without weights torchvision builds BatchNorm2d, which would use batch statistics; the keys are the same
     with monkeypatch.context() as patch:
         patch.setattr(nn, "BatchNorm2d", FrozenBatchNorm2d)
-        theirs: Any = getattr(tv, name)(
+        reference: Any = getattr(tv, name)(
             weights=None,
             weights_backbone=None,
             num_classes=91,
@@ -69,50 +77,52 @@ def pair(
             min_size=limits["short_side_px"],
             max_size=limits["long_side_px"],
         )
-    for key, parameter in theirs.backbone.body.named_parameters():
+    for key, parameter in reference.backbone.body.named_parameters():
         parameter.requires_grad_(key.startswith(("layer2", "layer3", "layer4")))
-    calibrate(theirs, images, {**SPREAD, "box_predictor.cls_score": class_spread})
+    calibrate(reference, images, {**SPREAD, "box_predictor.cls_score": class_spread})
     recipe = recipe_of(name, proposals)
     ours = assemble(recipe, 90, empty_backbone(recipe))
-    assert load_weights(ours, theirs.state_dict(), source="torchvision").complete
+    assert load_weights(ours, reference.state_dict(), source="torchvision").complete
     ours.preprocess = replace(ours.preprocess, **limits)
-    return theirs, ours
+    return reference, ours
 
 
-def in_double(theirs: Any, ours: RCNN, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, RCNN]:
-    """Both in float64, without two float32 corners that would round torchvision's results: the RPN's labels, which
-    make that loss float32, and the ratio by which boxes are brought back to the image."""
-    assign = theirs.rpn.assign_targets_to_anchors
+def in_double(reference: Any, ours: RCNN, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, RCNN]:
+    """Convert both to float64, and replace two steps of torchvision that compute in float32.
+
+    These are the labels of the RPN, which make its loss float32, and the ratio that scales boxes to the image.
+    """
+    assign = reference.rpn.assign_targets_to_anchors
 
     def assign_in_double(*args: Any) -> Any:
         labels, boxes = assign(*args)
         return [label.double() for label in labels], boxes
 
-    theirs.rpn.assign_targets_to_anchors = assign_in_double
+    reference.rpn.assign_targets_to_anchors = assign_in_double
 
-    def resize_boxes(boxes: Tensor, before: Any, after: Any) -> Tensor:
-        return boxes * boxes.new_tensor([after[1] / before[1], after[0] / before[0]] * 2)
+    def resize_boxes(boxes: Tensor, size_before: Any, size_after: Any) -> Tensor:
+        return boxes * boxes.new_tensor([size_after[1] / size_before[1], size_after[0] / size_before[0]] * 2)
 
     for module in (tv.transform, tv.generalized_rcnn, tv.roi_heads):
         if hasattr(module, "resize_boxes"):
             monkeypatch.setattr(module, "resize_boxes", resize_boxes)
-    return theirs.double(), ours.double()
+    return reference.double(), ours.double()
 
 
-# the standard deviation of each output channel, near a trained net's: rounding grows with it
+# standard deviations of the output channels, near those of a trained net: rounding errors grow with them
 SPREAD = {"rpn.head.cls_logits": 2.0, "rpn.head.bbox_pred": 0.3}
 SPREAD |= {"box_predictor.bbox_pred": 1.0, "mask_fcn_logits": 2.0}
 
 
 @torch.no_grad()
 def calibrate(model: Any, images: list[np.ndarray], spread: Mapping[str, float]) -> None:
-    """Norm statistics near those of real activations, affine terms off one and zero, and heads whose outputs spread."""
+    """Set norm statistics like those of real activations, affine terms other than 1 and 0, and the heads' spread."""
     for name, module in model.named_modules():
         if isinstance(module, FrozenBatchNorm2d):
             module.weight.uniform_(0.5, 1.5)
             module.bias.normal_(std=0.2)
             if name.endswith("bn3"):
-                module.weight.mul_(0.25)  # branches add a little, as trained ones do: rounding grows less with depth
+                module.weight.mul_(0.25)  # small residual branches, as in a trained net: rounding grows less with depth
             module.register_forward_hook(_take_statistics)
         if name.startswith("rpn.head.conv") and isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
@@ -125,6 +135,7 @@ def calibrate(model: Any, images: list[np.ndarray], spread: Mapping[str, float])
 
 
 def _take_statistics(norm: FrozenBatchNorm2d, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """Forward hook: set running statistics near those of the input, and normalise with them."""
     x = inputs[0]
     if len(x):
         norm.running_mean.copy_(x.mean(dim=(0, 2, 3)) + 0.1 * torch.randn(x.shape[1]))
@@ -133,7 +144,10 @@ def _take_statistics(norm: FrozenBatchNorm2d, inputs: tuple[Tensor], output: Ten
 
 
 def _spread(std: float, layer: nn.Conv2d | nn.Linear, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-    """Scale the layer until each channel spreads so much around nearly zero; the RPN's, on the finest level alone."""
+    """Forward hook: scale the layer so that each output channel has this standard deviation and a mean near 0.
+
+    The RPN's layers are scaled on their first call, on the finest level.
+    """
     rows = output.transpose(0, 1).flatten(1)
     factor = std / rows.std(dim=1)
     assert layer.bias is not None
@@ -144,14 +158,14 @@ def _spread(std: float, layer: nn.Conv2d | nn.Linear, inputs: tuple[Tensor], out
 
 
 def tensors(images: list[np.ndarray], dtype: torch.dtype) -> list[Tensor]:
-    """What torchvision's detectors take: (3, H, W) from 0 to 1."""
+    """The inputs of torchvision's detectors: (3, H, W) with values from 0 to 1."""
     return [torch.tensor(image).permute(2, 0, 1).to(dtype) / 255 for image in images]
 
 
-def batch_of(images: list[np.ndarray], rule: Preprocess) -> ImageBatch:
-    """Our float64 batch of images, resized and normalised as `Predictor` does."""
-    limits, planes = {"short_side_px": rule.short_side_px, "long_side_px": rule.long_side_px}, []
+def batch_of(images: list[np.ndarray], preprocess: Preprocess) -> ImageBatch:
+    """Our float64 batch of the images, resized and normalised as in `Predictor`."""
+    limits, planes = {"short_side_px": preprocess.short_side_px, "long_side_px": preprocess.long_side_px}, []
     for image in images:
         size = resized_size(ImageSize(*image.shape[:2]), **limits, how="torch")
         planes.append(torch.tensor(resize(image, size, how="torch", precise=True)).permute(2, 0, 1))
-    return ImageBatch.from_images(planes, rule)
+    return ImageBatch.from_images(planes, preprocess)

@@ -1,4 +1,4 @@
-"""Weights of three nets, and real images."""
+"""Fixtures for the backbone's tests: photographs and weight files of three nets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from resnet_backbone.specs import RESNETS
 
 @pytest.fixture(scope="session")
 def photos(coco_mini: Path) -> Callable[[int, int, int], Tensor]:
-    """(count, height, width) -> (count, 3, height, width): normalised photographs, stretched to that size."""
+    """A function from (count, height, width) to normalised photographs of that size, (count, 3, height, width)."""
 
     def read(count: int, height: int, width: int) -> Tensor:
         files = sorted((coco_mini / "val2017").glob("*.jpg"))[:count]
@@ -32,7 +32,10 @@ def photos(coco_mini: Path) -> Callable[[int, int, int], Tensor]:
 def weight_files(
     imagenet_weights: Path, photos: Callable[[int, int, int], Tensor], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """ImageNet weights of ResNet-18 and -50; random weights of ResNet-101 with the statistics of real images."""
+    """Files with ImageNet weights of ResNet-18 and -50, and random weights of ResNet-101.
+
+    The running statistics of the ResNet-101 are those of four photographs.
+    """
     torch.manual_seed(0)
     net = ResNetBackbone(RESNETS["resnet101"], norm="bn").train()
     for norm in net.modules():
@@ -44,5 +47,5 @@ def weight_files(
         net(photos(4, 96, 128))
     path = tmp_path_factory.mktemp("random") / "resnet101.pth"
     torch.save(net.state_dict(), path)
-    known = {name: imagenet_weights / f"{name}-imagenet.pth" for name in ("resnet18", "resnet50")}
-    return {**known, "resnet101": path}
+    imagenet = {name: imagenet_weights / f"{name}-imagenet.pth" for name in ("resnet18", "resnet50")}
+    return {**imagenet, "resnet101": path}

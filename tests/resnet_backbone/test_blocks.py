@@ -1,4 +1,4 @@
-"""Blocks and shortcuts: what the paper's section 3.3 says of them, as properties."""
+"""Blocks and shortcuts: properties from section 3.3 of the ResNet paper, strides and dilation."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ def test_shortcut_b_projects_only_where_the_shape_changes() -> None:
     assert isinstance(make_shortcut("B", 8, 8, 2, NORM), ConvNorm)
 
 
-def test_shortcut_a_is_the_identity_where_the_shape_stays() -> None:
+def test_shortcut_a_is_the_identity_where_the_shape_does_not_change() -> None:
     assert make_shortcut("A", 8, 8, 1, NORM) is None
     assert isinstance(make_shortcut("A", 8, 16, 2, NORM), PaddedIdentity)
 
 
-def test_a_projection_is_a_strided_1x1_convolution_and_its_norm() -> None:
+def test_projection_is_a_strided_1x1_convolution_followed_by_a_norm() -> None:
     shortcut, x = make_shortcut("B", 4, 6, 2, NORM), torch.randn(1, 4, 7, 9)
     assert isinstance(shortcut, ConvNorm)
     shortcut.eval()
     weight = shortcut.state_dict()["0.weight"][:, :, 0, 0]
-    by_hand = torch.einsum("oc,nchw->nohw", weight, x[:, :, ::2, ::2])
-    torch.testing.assert_close(shortcut(x), shortcut[1](by_hand))
+    expected = torch.einsum("oc,nchw->nohw", weight, x[:, :, ::2, ::2])
+    torch.testing.assert_close(shortcut(x), shortcut[1](expected))
 
 
 @pytest.mark.parametrize(("kind", "projections"), [("A", 0), ("B", 3), ("C", 8)])
-def test_number_of_projections_in_an_18_layer_net(kind: str, projections: int) -> None:
+def test_18_layer_net_with_shortcut_a_b_c_has_0_3_8_projections(kind: str, projections: int) -> None:
     spec = ResNetSpec(BasicBlock, (2, 2, 2, 2), widths=(4, 8, 16, 32), shortcut=kind)  # type: ignore[arg-type]
     net = ResNetBackbone(spec, norm="bn")
     assert sum(isinstance(m, ConvNorm) for m in net.modules()) == projections
@@ -57,24 +57,26 @@ def test_number_of_projections_in_an_18_layer_net(kind: str, projections: int) -
 
 @pytest.mark.parametrize("kind", ["A", "B", "C"])
 @pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
-def test_every_shortcut_gives_the_blocks_shape_at_odd_sizes(kind: str, block: type[BasicBlock | Bottleneck]) -> None:
-    made = block(8, 4, 2, 1, NORM, kind, "3x3")  # type: ignore[arg-type]
-    assert made(torch.randn(2, 8, 7, 9)).shape == (2, 4 * block.expansion, 4, 5)
+def test_output_shape_at_odd_sizes_is_the_same_for_every_shortcut(
+    kind: str, block: type[BasicBlock | Bottleneck]
+) -> None:
+    module = block(8, 4, 2, 1, NORM, kind, "3x3")  # type: ignore[arg-type]
+    assert module(torch.randn(2, 8, 7, 9)).shape == (2, 4 * block.expansion, 4, 5)
 
 
-def test_the_plain_twin_is_the_residual_block_without_its_identity() -> None:
+def test_plain_block_equals_the_residual_branch_without_the_identity() -> None:
     residual = BasicBlock(6, 6, 1, 1, NORM, "A", "3x3").eval()
     plain = PlainBasicBlock(6, 6, 1, 1, NORM, "A", "3x3").eval()
     plain.load_state_dict(residual.state_dict())
     x = torch.randn(2, 6, 5, 5)
     branch: list[torch.Tensor] = []
     residual.bn2.register_forward_hook(lambda module, args, out: branch.append(out.clone()))
-    with_identity = residual(x)
+    residual_output = residual(x)
     torch.testing.assert_close(plain(x), F.relu(branch[0]))
-    torch.testing.assert_close(with_identity, F.relu(branch[0] + x))
+    torch.testing.assert_close(residual_output, F.relu(branch[0] + x))
 
 
-def test_the_plain_net_has_the_same_parameters_as_the_residual_net_with_shortcut_a() -> None:
+def test_plain_net_has_the_parameter_shapes_of_the_residual_net_with_shortcut_a() -> None:
     nets = [
         ResNetBackbone(ResNetSpec(block, (2, 2), widths=(8, 16), shortcut="A"), norm="bn", out_levels=["c3"])
         for block in (BasicBlock, PlainBasicBlock)
@@ -84,25 +86,25 @@ def test_the_plain_net_has_the_same_parameters_as_the_residual_net_with_shortcut
 
 
 @pytest.mark.parametrize(("stride_on", "strides"), [("1x1", (2, 1, 1)), ("3x3", (1, 2, 1))])
-def test_the_stride_sits_where_the_spec_puts_it(stride_on: str, strides: tuple[int, ...]) -> None:
+def test_stride_on_selects_the_strided_convolution(stride_on: str, strides: tuple[int, ...]) -> None:
     block = Bottleneck(16, 4, 2, 1, NORM, "B", stride_on)
     assert tuple(conv.stride[0] for conv in (block.conv1, block.conv2, block.conv3)) == strides
 
 
-def test_stride_on_the_1x1_never_sees_the_pixels_between() -> None:
+def test_stride_on_the_1x1_ignores_every_second_pixel() -> None:
     """The paper's bottleneck reads every second pixel; torchvision's v1.5 reads all of them."""
     x = torch.randn(1, 16, 8, 8)
-    between = x.clone()
-    between[:, :, 1::2, 1::2] += 1
-    seen = {}
+    changed = x.clone()
+    changed[:, :, 1::2, 1::2] += 1
+    output_differs = {}
     for stride_on in ("1x1", "3x3"):
         block = Bottleneck(16, 4, 2, 1, NORM, "B", stride_on).eval()
-        seen[stride_on] = not torch.equal(block(x), block(between))
-    assert seen == {"1x1": False, "3x3": True}
+        output_differs[stride_on] = not torch.equal(block(x), block(changed))
+    assert output_differs == {"1x1": False, "3x3": True}
 
 
-def test_a_dilated_convolution_is_four_undilated_ones_interleaved() -> None:
-    """Dilation 2 sees each of the four parities of the grid as an image of its own (the a-trous identity)."""
+def test_dilation_2_equals_four_interleaved_undilated_convolutions() -> None:
+    """The a-trous identity: each of the four subsampled grids is convolved separately."""
     block = BasicBlock(5, 5, 1, 2, NORM, "B", "3x3")
     x = torch.randn(1, 5, 8, 10)
     dilated = block.conv1(x)

@@ -1,4 +1,4 @@
-"""What an import brings along, asked of a fresh interpreter."""
+"""Which packages an import loads, tested in a fresh interpreter."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ UNWANTED = HOSTS | {"torchvision", "PIL", "cv2", "scipy", "pycocotools", "safete
 
 
 def imported_by(code: str) -> set[str]:
+    """The top-level packages that are loaded after `code` ran in a fresh interpreter."""
     script = f"import sys; {code}; print(' '.join({{name.split('.')[0] for name in sys.modules}}))"
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     return set(result.stdout.split())
 
 
-def test_the_backbone_needs_torch_alone() -> None:
-    """Not even building a net and saying what it gives brings in more."""
-    found = imported_by(
+def test_building_a_backbone_imports_only_torch() -> None:
+    """torchvision, Pillow, the host frameworks and our other packages are not imported."""
+    packages = imported_by(
         "import resnet_backbone as r; r.build_backbone('resnet20_cifar', norm='bn', frozen_stages=0, out_levels=['c2'])"
     )
-    assert "torch" in found and not found & UNWANTED
+    assert "torch" in packages and not packages & UNWANTED
 
 
-def test_the_heads_bring_in_no_image_reader_and_no_coco_tools_of_their_own() -> None:
-    """Pillow comes with torchvision where it is installed; cv2, pycocotools and hosts stay out until they are met."""
+def test_importing_heads_does_not_load_opencv_coco_tools_or_host_frameworks() -> None:
+    """Pillow is not checked: torchvision imports it where it is installed."""
     assert not imported_by("import heads") & (HOSTS | {"cv2", "scipy", "pycocotools", "safetensors", "tools"})

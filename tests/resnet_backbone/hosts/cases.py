@@ -1,4 +1,4 @@
-"""How each host builds our backbone, loads its weights, sees its features, and saves and loads it: by its own means."""
+"""The cases of the conformance suite: how each host builds, trains, saves and loads our backbone."""
 
 from __future__ import annotations
 
@@ -25,46 +25,56 @@ Build = Callable[..., nn.Module]
 
 @dataclass(frozen=True)
 class Case:
-    """build(net, file or None, norm=, frozen=, levels=) -> the host's backbone, with the file's weights;
-    features(model, pixels) -> level -> tensor, as the host sees them; body(model): our part of it;
-    training(model) -> a whole model of the host's around it, and its loss of pixels;
-    again(model, folder, build another) -> what the host reads back of what it wrote; norms: those that it can ask for;
-    depth_only: levels are counted from the first, none can be left out between."""
+    """The functions and limits of one host.
+
+    Attributes:
+        build: (net, file or None, norm=, frozen=, levels=) -> the host's model around our backbone, with the weights of
+            the file.
+        features: (model, pixels) -> the features that the host reads, by level.
+        body: model -> the part of it that is our net.
+        training: model -> a trainable model of the host that contains it, and a function from pixels to its loss.
+        reload: (model, folder, function that builds another model) -> the model that the host loads after saving.
+        norms: the norms that the host can set.
+        depth_only: whether only the number of levels can be set, counted from the finest.
+    """
 
     build: Build
     features: Callable[[nn.Module, Tensor], dict[str, Tensor]]
     body: Callable[[nn.Module], ResNetBody]
     training: Callable[[nn.Module], tuple[nn.Module, Callable[[Tensor], Tensor]]]
-    again: Callable[[nn.Module, Path, Callable[[], nn.Module]], nn.Module]
+    reload: Callable[[nn.Module, Path, Callable[[], nn.Module]], nn.Module]
     norms: tuple[str, ...] = ("frozen_bn", "bn")
     depth_only: bool = False
 
 
-def itself(model: Any) -> ResNetBody:
+def identity(model: Any) -> ResNetBody:
     return model
 
 
-def all_of(tensors: Any) -> Tensor:
-    """A loss that every output takes part in."""
+def mean_square(tensors: Any) -> Tensor:
+    """A loss that depends on every output."""
     return torch.stack([x.float().square().mean() for x in tensors]).sum()
 
 
 def plain_training(model: Any) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    """The model itself and a loss of its outputs, for hosts without a model around the backbone."""
+
     def loss(pixels: Tensor) -> Tensor:
-        out = model(pixels)
-        return all_of(out.values() if isinstance(out, Mapping) else out)
+        outputs = model(pixels)
+        return mean_square(outputs.values() if isinstance(outputs, Mapping) else outputs)
 
     return model, loss
 
 
 def targets(pixels: Tensor) -> list[dict[str, Tensor]]:
+    """Two boxes with labels for every image, in the format of torchvision's detectors."""
     height, width = pixels.shape[-2:]
     boxes = torch.tensor([[4.0, 4.0, width - 40.0, height - 30.0], [30.0, 20.0, 90.0, 80.0]])
     return [{"boxes": boxes, "labels": torch.tensor([1, 2])} for _ in pixels]
 
 
 def body_state(file: Path, layout: str) -> dict[str, Tensor]:
-    """A net's file under a layout's names, without its classifier."""
+    """The weights of a file with the keys of another layout, without the classifier."""
     state = torch.load(file, weights_only=True)
     return body_in_layout({key: x for key, x in state.items() if not key.startswith("fc.")}, layout)
 
@@ -84,15 +94,15 @@ def torchvision_build(net: str, file: Path | None, *, norm: str, frozen: int, le
 def torchvision_training(model: Any) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     from torchvision.models.detection import FasterRCNN
 
-    whole = FasterRCNN(model, num_classes=5, min_size=128, max_size=256)
-    return whole, lambda pixels: sum(whole(list(pixels), targets(pixels)).values())  # type: ignore[return-value]
+    detector = FasterRCNN(model, num_classes=5, min_size=128, max_size=256)
+    return detector, lambda pixels: sum(detector(list(pixels), targets(pixels)).values())  # type: ignore[return-value]
 
 
-def state_dict_again(model: nn.Module, folder: Path, build: Callable[[], nn.Module]) -> nn.Module:
+def state_dict_reload(model: nn.Module, folder: Path, build: Callable[[], nn.Module]) -> nn.Module:
     torch.save(model.state_dict(), folder / "model.pth")
-    other = build()
-    other.load_state_dict(torch.load(folder / "model.pth", weights_only=True))
-    return other
+    loaded = build()
+    loaded.load_state_dict(torch.load(folder / "model.pth", weights_only=True))
+    return loaded
 
 
 # timm
@@ -113,19 +123,19 @@ def timm_build(net: str, file: Path | None, *, norm: str, frozen: int, levels: A
 
 
 def timm_features(model: Any, pixels: Tensor) -> dict[str, Tensor]:
-    names = {2: "c1", 4: "c2", 8: "c3", 16: "c4", 32: "c5"}
-    return dict(zip([names[stride] for stride in model.feature_info.reduction()], model(pixels)))
+    levels = {2: "c1", 4: "c2", 8: "c3", 16: "c4", 32: "c5"}
+    return dict(zip([levels[stride] for stride in model.feature_info.reduction()], model(pixels)))
 
 
-def timm_again(model: Any, folder: Path, build: Callable[[], nn.Module]) -> nn.Module:
+def timm_reload(model: Any, folder: Path, build: Callable[[], nn.Module]) -> nn.Module:
     from timm.models import load_checkpoint
     from timm.utils import CheckpointSaver
 
     saver = CheckpointSaver(model, torch.optim.SGD([torch.zeros(1, requires_grad=True)]), checkpoint_dir=str(folder))
     saver.save_checkpoint(0, 1.0)
-    other = build()
-    load_checkpoint(other, str(folder / "last.pth.tar"), weights_only=False)
-    return other
+    loaded = build()
+    load_checkpoint(loaded, str(folder / "last.pth.tar"), weights_only=False)
+    return loaded
 
 
 # detectron2
@@ -138,9 +148,10 @@ def detectron2_build(net: str, file: Path | None, *, norm: str, frozen: int, lev
 
     cfg = get_cfg()
     cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FREEZE_AT = "resnet_backbone", frozen
-    r = cfg.MODEL.RESNETS
-    r.DEPTH, r.STRIDE_IN_1X1, r.NORM = NETS[net], False, {"frozen_bn": "FrozenBN", "bn": "BN"}[norm]
-    r.OUT_FEATURES, r.RES2_OUT_CHANNELS = [f"res{level[1:]}" for level in levels], 64 if net == "resnet18" else 256
+    resnets = cfg.MODEL.RESNETS
+    resnets.DEPTH, resnets.STRIDE_IN_1X1, resnets.NORM = NETS[net], False, {"frozen_bn": "FrozenBN", "bn": "BN"}[norm]
+    resnets.OUT_FEATURES = [f"res{level[1:]}" for level in levels]
+    resnets.RES2_OUT_CHANNELS = 64 if net == "resnet18" else 256
     model = build_backbone(cfg)
     if file is not None:
         converted = file.with_name(f"detectron2-{file.name}")
@@ -149,16 +160,16 @@ def detectron2_build(net: str, file: Path | None, *, norm: str, frozen: int, lev
     return model
 
 
-def detectron2_again(model: nn.Module, folder: Path, build: Callable[[], nn.Module]) -> nn.Module:
+def detectron2_reload(model: nn.Module, folder: Path, build: Callable[[], nn.Module]) -> nn.Module:
     from detectron2.checkpoint import DetectionCheckpointer
 
     DetectionCheckpointer(model, str(folder)).save("model")
-    other = build()
-    DetectionCheckpointer(other).load(str(folder / "model.pth"))
-    return other
+    loaded = build()
+    DetectionCheckpointer(loaded).load(str(folder / "model.pth"))
+    return loaded
 
 
-# mmdetection, by mmengine's registry and checkpoints
+# mmdetection, with the registry and checkpoints of mmengine
 
 
 def mmdet_build(net: str, file: Path | None, *, norm: str, frozen: int, levels: Any = LEVELS) -> nn.Module:
@@ -182,14 +193,14 @@ def mmdet_build(net: str, file: Path | None, *, norm: str, frozen: int, levels: 
     return model
 
 
-def mmdet_again(model: nn.Module, folder: Path, build: Callable[[], nn.Module]) -> nn.Module:
+def mmdet_reload(model: nn.Module, folder: Path, build: Callable[[], nn.Module]) -> nn.Module:
     from mmengine.runner import load_checkpoint, save_checkpoint
     from mmengine.runner.checkpoint import get_state_dict
 
     save_checkpoint({"state_dict": get_state_dict(model), "meta": {}}, str(folder / "model.pth"))
-    other = build()
-    load_checkpoint(other, str(folder / "model.pth"), strict=True)
-    return other
+    loaded = build()
+    load_checkpoint(loaded, str(folder / "model.pth"), strict=True)
+    return loaded
 
 
 # transformers
@@ -214,8 +225,8 @@ def transformers_build(net: str, file: Path | None, *, norm: str, frozen: int, l
 
 
 def transformers_features(model: Any, pixels: Tensor) -> dict[str, Tensor]:
-    ours = {stage: level for level, stage in STAGES.items()}
-    return dict(zip([ours[name] for name in model.out_features], model(pixels).feature_maps))
+    levels = {stage: level for level, stage in STAGES.items()}
+    return dict(zip([levels[name] for name in model.out_features], model(pixels).feature_maps))
 
 
 def transformers_training(model: Any) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
@@ -229,17 +240,17 @@ def transformers_training(model: Any) -> tuple[nn.Module, Callable[[Tensor], Ten
         auxiliary_in_channels=model.channels[2],
         auxiliary_channels=32,
     )
-    whole = UperNetForSemanticSegmentation(config)
-    whole.backbone = model
+    segmenter = UperNetForSemanticSegmentation(config)
+    segmenter.backbone = model
 
     def loss(pixels: Tensor) -> Tensor:
         labels = torch.randint(0, 4, (len(pixels), *pixels.shape[-2:]))
-        return whole(pixel_values=pixels, labels=labels).loss
+        return segmenter(pixel_values=pixels, labels=labels).loss
 
-    return whole, loss
+    return segmenter, loss
 
 
-def transformers_again(model: Any, folder: Path, build: Callable[[], nn.Module]) -> nn.Module:
+def transformers_reload(model: Any, folder: Path, build: Callable[[], nn.Module]) -> nn.Module:
     from transformers import AutoModel
 
     model.save_pretrained(folder)
@@ -269,7 +280,7 @@ def smp_training(model: Any) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     return model, lambda pixels: F.cross_entropy(model(pixels), torch.randint(0, 4, (len(pixels), *pixels.shape[-2:])))
 
 
-def smp_again(model: Any, folder: Path, build: Callable[[], nn.Module]) -> nn.Module:
+def smp_reload(model: Any, folder: Path, build: Callable[[], nn.Module]) -> nn.Module:
     import segmentation_models_pytorch as smp
 
     model.save_pretrained(str(folder))
@@ -278,26 +289,26 @@ def smp_again(model: Any, folder: Path, build: Callable[[], nn.Module]) -> nn.Mo
 
 CASES: dict[str, Case] = {
     "torchvision": Case(
-        torchvision_build, lambda m, x: m.body(x), lambda m: m.body, torchvision_training, state_dict_again
+        torchvision_build, lambda m, x: m.body(x), lambda m: m.body, torchvision_training, state_dict_reload
     ),
-    "timm": Case(timm_build, timm_features, itself, plain_training, timm_again),
+    "timm": Case(timm_build, timm_features, identity, plain_training, timm_reload),
     "detectron2": Case(
         detectron2_build,
         lambda m, x: {f"c{name[3:]}": y for name, y in m(x).items()},
-        itself,
+        identity,
         plain_training,
-        detectron2_again,
+        detectron2_reload,
     ),
-    "mmdet": Case(mmdet_build, lambda m, x: dict(zip(m.out_levels, m(x))), itself, plain_training, mmdet_again),
+    "mmdet": Case(mmdet_build, lambda m, x: dict(zip(m.out_levels, m(x))), identity, plain_training, mmdet_reload),
     "transformers": Case(
-        transformers_build, transformers_features, lambda m: m.body, transformers_training, transformers_again
+        transformers_build, transformers_features, lambda m: m.body, transformers_training, transformers_reload
     ),
-    "smp": Case(smp_build, smp_features, lambda m: m.encoder, smp_training, smp_again, norms=("bn",), depth_only=True),
+    "smp": Case(smp_build, smp_features, lambda m: m.encoder, smp_training, smp_reload, norms=("bn",), depth_only=True),
 }
 
 
 def case_of(host: str) -> Case:
-    """Registered; skips, with the reason, where the host is not installed."""
+    """Register the host and return its case; skip the test if the host is not installed."""
     if importlib.util.find_spec(HOSTS[host].package) is None:
         pytest.skip(f"{HOSTS[host].package} is not installed")
     register(host)

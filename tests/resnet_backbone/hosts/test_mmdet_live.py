@@ -1,4 +1,4 @@
-"""Inside mmdetection itself, wherever it is installed (`make test-mmdet`): its Mask R-CNN, its runner, its freezing."""
+"""Our backbone in mmdetection: Mask R-CNN, runner and freezing; skipped if it is not installed (`make test-mmdet`)."""
 
 from __future__ import annotations
 
@@ -32,62 +32,64 @@ def config() -> Any:
 
 
 def detectors(file: Path, **changes: Any) -> list[nn.Module]:
-    """Its Mask R-CNN on its own ResNet-50 and on ours: the configuration says nothing else."""
+    """mmdetection's Mask R-CNN with its own ResNet-50 and with ours; the configuration is otherwise the same."""
     from mmdet.registry import MODELS
 
-    built = []
+    models = []
     for kind in ("ResNet", "ResNetBackbone"):
         cfg = config().model
         cfg.backbone.update(type=kind, init_cfg={"type": "Pretrained", "checkpoint": str(file)}, **changes)
-        built.append(MODELS.build(cfg))
-        built[-1].backbone.init_weights()
-    return built
+        models.append(MODELS.build(cfg))
+        models[-1].backbone.init_weights()
+    return models
 
 
 @pytest.mark.parametrize("style", ["pytorch", "caffe"])
-def test_the_same_features_and_detections_as_on_its_own_resnet(
+def test_features_and_detections_equal_those_with_the_resnet_of_mmdetection(
     style: str, imagenet_weights: Path, coco_mini: Path
 ) -> None:
     import mmcv
     from mmdet.structures import DetDataSample
 
-    theirs, ours = detectors(imagenet_weights / "resnet50-imagenet.pth", style=style)
-    nn.init.normal_(theirs.roi_head.bbox_head.fc_cls.weight, std=0.05)
-    ours.load_state_dict(theirs.state_dict(), strict=False)
-    assert {k for k in theirs.state_dict() if "num_batches" not in k} == {
+    reference, ours = detectors(imagenet_weights / "resnet50-imagenet.pth", style=style)
+    nn.init.normal_(reference.roi_head.bbox_head.fc_cls.weight, std=0.05)
+    ours.load_state_dict(reference.state_dict(), strict=False)
+    assert {k for k in reference.state_dict() if "num_batches" not in k} == {
         k for k in ours.state_dict() if "num_batches" not in k
     }
-    models = [model.eval() for model in (theirs, ours)]
-    for (
-        model
-    ) in models:  # in float64 nothing hangs on the bodies' rounding; the rest of mmdetection knows float32 alone
+    models = [model.eval() for model in (reference, ours)]
+    # the backbones run in float64, so that results do not depend on their rounding; mmdetection supports only float32
+    for model in models:
         model.backbone.double()
-        model.backbone.register_forward_pre_hook(lambda _, given: (given[0].double(),))
-        model.neck.register_forward_pre_hook(lambda _, given: (tuple(x.float() for x in given[0]),))
+        model.backbone.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
+        model.neck.register_forward_pre_hook(lambda _, inputs: (tuple(x.float() for x in inputs[0]),))
     for file in sorted((coco_mini / "val2017").glob("*.jpg"))[:3]:
         image = torch.from_numpy(mmcv.imread(str(file))[::2, ::2].transpose(2, 0, 1).copy())
         shape = tuple(image.shape[-2:])
-        found = []
+        outputs = []
         for model in models:
             sample = DetDataSample(metainfo={"img_shape": shape, "ori_shape": shape, "scale_factor": (1.0, 1.0)})
             batch = model.data_preprocessor({"inputs": [image], "data_samples": [sample]})
             pixels = batch["inputs"]
             with torch.no_grad():
                 levels = model.backbone(pixels)
-                found.append((levels, model.predict(pixels, batch["data_samples"])[0].pred_instances))
-        (want_levels, want), (got_levels, got) = found
-        for a, b in zip(want_levels, got_levels):
+                outputs.append((levels, model.predict(pixels, batch["data_samples"])[0].pred_instances))
+        (expected_levels, expected), (actual_levels, actual) = outputs
+        for a, b in zip(expected_levels, actual_levels):
             assert torch.allclose(a, b, atol=1e-9 * float(a.abs().max()))
-        assert len(want) == len(got) > 10 and torch.equal(want.labels, got.labels)
-        assert torch.allclose(want.bboxes, got.bboxes, atol=1e-3) and torch.allclose(want.scores, got.scores, atol=1e-6)
-        differing = (want.masks != got.masks).flatten(1).sum(1)
+        assert len(expected) == len(actual) > 10 and torch.equal(expected.labels, actual.labels)
+        assert torch.allclose(expected.bboxes, actual.bboxes, atol=1e-3)
+        assert torch.allclose(expected.scores, actual.scores, atol=1e-6)
+        differing = (expected.masks != actual.masks).flatten(1).sum(1)
         assert int(differing.max()) <= 2
 
 
 @pytest.mark.parametrize("frozen", [-1, 0, 1, 3, 4])
 @pytest.mark.parametrize("norm_eval", [True, False])
-def test_frozen_stages_mean_what_they_mean_there(frozen: int, norm_eval: bool, imagenet_weights: Path) -> None:
-    """The same parameters train, and the same statistics move, as in its own ResNet."""
+def test_frozen_stages_and_norm_eval_freeze_the_same_tensors_as_in_mmdetection(
+    frozen: int, norm_eval: bool, imagenet_weights: Path
+) -> None:
+    """A training step changes the same parameters and statistics as in mmdetection's ResNet."""
     file = imagenet_weights / "resnet50-imagenet.pth"
     changes = []
     for model in detectors(file, frozen_stages=frozen, norm_eval=norm_eval):
@@ -104,17 +106,19 @@ def test_frozen_stages_mean_what_they_mean_there(frozen: int, norm_eval: bool, i
     assert bool(changes[0]) == (frozen < 4)
 
 
-def test_its_runner_learns_coco(imagenet_weights: Path, coco_mini: Path, tmp_path: Path) -> None:
-    """Fifty steps of its Mask R-CNN on our ResNet-18, ImageNet weights loaded by init_cfg."""
+def test_mask_rcnn_reduces_the_loss_on_coco_in_the_runner(
+    imagenet_weights: Path, coco_mini: Path, tmp_path: Path
+) -> None:
+    """50 steps of mmdetection's Mask R-CNN with our ResNet-18; init_cfg loads the ImageNet weights."""
     from mmengine.hooks import Hook
     from mmengine.runner import Runner
 
     class Losses(Hook):
         def __init__(self) -> None:
-            self.seen: list[float] = []
+            self.losses: list[float] = []
 
         def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-            self.seen.append(float(outputs["loss"]))
+            self.losses.append(float(outputs["loss"]))
 
     cfg = config()
     file = str(imagenet_weights / "resnet18-imagenet.pth")
@@ -153,13 +157,13 @@ def test_its_runner_learns_coco(imagenet_weights: Path, coco_mini: Path, tmp_pat
     hook = Losses()
     runner.register_hook(hook)
     runner.train()
-    losses = hook.seen
+    losses = hook.losses
     print(f"loss, median of the first and the last five: {median(losses[:5]):.3f}, {median(losses[-5:]):.3f}")
     assert len(losses) == 50 and median(losses[-5:]) <= 0.8 * median(losses[:5])
     loaded = torch.load(file, weights_only=True)
     after = runner.model.backbone.state_dict()
-    still = ("conv1.", "bn1.", "layer1.")  # frozen_stages=1
+    frozen = ("conv1.", "bn1.", "layer1.")  # frozen_stages=1
     statistics = [key for key in after if "running" in key]
-    assert all(torch.equal(after[key], loaded[key]) for key in after if key.startswith(still) or key in statistics)
-    moved = [key for key in after if not key.startswith(still) and "running" not in key and "num_batches" not in key]
-    assert not any(torch.equal(after[key], loaded[key]) for key in moved)
+    assert all(torch.equal(after[key], loaded[key]) for key in after if key.startswith(frozen) or key in statistics)
+    trained = [key for key in after if not key.startswith(frozen) and "running" not in key and "num_batches" not in key]
+    assert not any(torch.equal(after[key], loaded[key]) for key in trained)

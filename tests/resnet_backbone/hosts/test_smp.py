@@ -1,4 +1,4 @@
-"""segmentation-models-pytorch's decoders on our encoder, against the same decoders on its own resnet."""
+"""segmentation-models-pytorch (smp) with our encoder, against the same models with the ResNet of smp."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ Photos = Callable[[int, int, int], Tensor]
 
 
 def pair(kind: str, file: Path, **settings: Any) -> tuple[Any, Any]:
-    """smp's model on its own ResNet-18, and on ours, with one state dict."""
+    """A model of smp with its own ResNet-18 and one with ours, with the same weights."""
     register("smp")
-    theirs, ours = (
+    reference, ours = (
         getattr(smp, kind)(encoder, encoder_weights=None, classes=3, **settings).eval()
         for encoder in ("resnet18", "resnet_backbone-resnet18")
     )
-    theirs.encoder.load_state_dict(torch.load(file, weights_only=True), strict="encoder_depth" not in settings)
-    state = theirs.state_dict()
-    built = ours.state_dict()
-    # its own encoder builds the stages below its depth and does not use them
-    ours.load_state_dict({key: x for key, x in state.items() if key in built})
-    assert {key for key in state if key not in built} <= {key for key in state if ".layer" in key}
-    return theirs, ours
+    reference.encoder.load_state_dict(torch.load(file, weights_only=True), strict="encoder_depth" not in settings)
+    state = reference.state_dict()
+    our_state = ours.state_dict()
+    # the encoder of smp also builds stages beyond encoder_depth, which it does not use
+    ours.load_state_dict({key: x for key, x in state.items() if key in our_state})
+    assert {key for key in state if key not in our_state} <= {key for key in state if ".layer" in key}
+    return reference, ours
 
 
 @pytest.mark.parametrize(
@@ -48,28 +48,28 @@ def pair(kind: str, file: Path, **settings: Any) -> tuple[Any, Any]:
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
 )
-def test_the_same_answers_as_on_its_own_resnet(
+def test_outputs_equal_those_with_the_resnet_of_smp(
     kind: str, settings: dict[str, Any], imagenet_weights: Path, photos: Photos
 ) -> None:
-    theirs, ours = pair(kind, imagenet_weights / "resnet18-imagenet.pth", **settings)
-    assert list(ours.encoder.out_channels) == list(theirs.encoder.out_channels)
+    reference, ours = pair(kind, imagenet_weights / "resnet18-imagenet.pth", **settings)
+    assert list(ours.encoder.out_channels) == list(reference.encoder.out_channels)
     with torch.inference_mode():
-        want, got = theirs(photos(2, 96, 128)), ours(photos(2, 96, 128))
-    assert want.std() > 1e-3 and torch.allclose(got, want, atol=1e-4 * float(want.abs().max()))
+        expected, actual = reference(photos(2, 96, 128)), ours(photos(2, 96, 128))
+    assert expected.std() > 1e-3 and torch.allclose(actual, expected, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_other_input_channels_follow_its_rule(imagenet_weights: Path, photos: Photos) -> None:
-    theirs, ours = pair("Unet", imagenet_weights / "resnet18-imagenet.pth")
-    for encoder in (theirs.encoder, ours.encoder):
+def test_set_in_channels_converts_the_first_convolution_as_smp_does(imagenet_weights: Path, photos: Photos) -> None:
+    reference, ours = pair("Unet", imagenet_weights / "resnet18-imagenet.pth")
+    for encoder in (reference.encoder, ours.encoder):
         encoder.set_in_channels(1, pretrained=True)
     grey = photos(1, 64, 64)[:, :1]
     with torch.inference_mode():
-        want, got = theirs.encoder(grey), ours.encoder(grey)
-    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(want, got))
+        expected, actual = reference.encoder(grey), ours.encoder(grey)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(expected, actual))
     assert ours.encoder.out_channels[0] == 1
 
 
-def test_its_own_pretrained_files_are_offered() -> None:
+def test_pretrained_settings_are_those_of_smp_and_output_stride_4_is_refused() -> None:
     register("smp")
     settings = smp.encoders.encoders
     assert settings["resnet_backbone-resnet50"]["pretrained_settings"] == settings["resnet50"]["pretrained_settings"]

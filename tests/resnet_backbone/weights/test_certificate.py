@@ -1,4 +1,4 @@
-"""Certified files: they carry everything, and whatever was changed afterwards is found and named."""
+"""Certified files: round trips, and errors that name what was changed after saving."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ BGR = Preprocess(channel_order="bgr", value_range=255, mean=(103.53, 116.28, 123
 
 @pytest.fixture(params=[".pth", ".safetensors"])
 def path(request: pytest.FixtureRequest, narrow: ResNetClassifier, tmp_path: Path) -> Path:
-    """A BGR net's file."""
+    """A certified file of a net with BGR preprocessing."""
     narrow.preprocess = BGR
     save_weights(narrow, tmp_path / f"net{request.param}", source="detectron2_rgb")
     return tmp_path / f"net{request.param}"
 
 
 def empty(narrow: ResNetClassifier, **changes: Any) -> ResNetClassifier:
+    """A net of the same spec, except for `changes`, with initial values."""
     return ResNetClassifier(replace(narrow.spec, **changes), num_classes=5)
 
 
 def edited(path: Path, edit: Callable[[dict[str, Any], dict[str, Any]], None]) -> Path:
-    """A copy whose tensors or metadata somebody changed by hand."""
+    """A copy of the file after `edit(state_dict, metadata)`, with the original certificate."""
     content: Any = read_file(path)
     edit(content["model"], content["meta"])
     copy = path.with_stem("edited")
@@ -39,7 +40,7 @@ def edited(path: Path, edit: Callable[[dict[str, Any], dict[str, Any]], None]) -
     return copy
 
 
-def test_a_file_comes_back_whole_with_what_travels(path: Path, narrow: ResNetClassifier) -> None:
+def test_certified_file_restores_tensors_preprocessing_and_metadata(path: Path, narrow: ResNetClassifier) -> None:
     net = empty(narrow)
     assert load_weights(net, path).complete
     assert all(torch.equal(value, narrow.state_dict()[key]) for key, value in net.state_dict().items())
@@ -51,12 +52,14 @@ def test_a_file_comes_back_whole_with_what_travels(path: Path, narrow: ResNetCla
 
 
 @pytest.mark.parametrize("norm", ["frozen_bn", "bn_eval"])
-def test_other_norms_and_levels_load_it_too(norm: str, path: Path, narrow: ResNetClassifier) -> None:
+def test_nets_with_other_norms_and_levels_load_a_certified_file(
+    norm: str, path: Path, narrow: ResNetClassifier
+) -> None:
     net = ResNetBackbone(narrow.spec, norm=norm, out_levels=["c3"], frozen_stages=2)
     assert load_weights(net, path).complete and net.preprocess == BGR
 
 
-def test_an_edited_tensor_is_named(path: Path, narrow: ResNetClassifier) -> None:
+def test_error_names_an_edited_tensor_and_the_net_is_unchanged(path: Path, narrow: ResNetClassifier) -> None:
     def edit(state: dict[str, Any], meta: dict[str, Any]) -> None:
         state["layer2.0.conv2.weight"][3, 1, 0, 0] += 1e-7
 
@@ -67,7 +70,7 @@ def test_an_edited_tensor_is_named(path: Path, narrow: ResNetClassifier) -> None
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 
-def test_a_lost_or_added_tensor_is_named(path: Path, narrow: ResNetClassifier) -> None:
+def test_error_names_a_missing_or_added_tensor(path: Path, narrow: ResNetClassifier) -> None:
     with pytest.raises(CertificateMismatch, match="fc.bias is missing"):
         load_weights(empty(narrow), edited(path, lambda state, meta: state.pop("fc.bias")))
     with pytest.raises(CertificateMismatch, match="more is not in the certificate"):
@@ -75,7 +78,7 @@ def test_a_lost_or_added_tensor_is_named(path: Path, narrow: ResNetClassifier) -
 
 
 @pytest.mark.parametrize(
-    ("where", "value", "stage"),
+    ("path_in_meta", "value", "stage"),
     [
         (("net", "spec", "stride_on"), "1x1", "c3"),
         (("net", "norm_eps"), 0.3, "c1"),
@@ -83,35 +86,37 @@ def test_a_lost_or_added_tensor_is_named(path: Path, narrow: ResNetClassifier) -
         (("preprocess", "mean"), [0.0, 0.0, 0.0], "c1"),
     ],
 )
-def test_a_changed_meaning_is_found_at_the_stage_where_it_first_shows(
-    where: tuple[str, ...], value: Any, stage: str, path: Path, narrow: ResNetClassifier
+def test_error_for_a_changed_setting_names_the_first_stage_that_differs(
+    path_in_meta: tuple[str, ...], value: Any, stage: str, path: Path, narrow: ResNetClassifier
 ) -> None:
     def edit(state: dict[str, Any], meta: dict[str, Any]) -> None:
-        for name in where[:-1]:
+        for name in path_in_meta[:-1]:
             meta = meta[name]
-        meta[where[-1]] = value
+        meta[path_in_meta[-1]] = value
 
     with pytest.raises(CertificateMismatch, match=f"{stage} is the first stage whose output differs"):
         load_weights(empty(narrow), edited(path, edit))
 
 
 @pytest.mark.parametrize(("name", "value"), [("shortcut", "D"), ("block", "Transformer"), ("depths", [2, 1])])
-def test_a_certificate_of_another_net_is_refused(name: str, value: Any, path: Path, narrow: ResNetClassifier) -> None:
+def test_certificate_of_another_net_is_refused(name: str, value: Any, path: Path, narrow: ResNetClassifier) -> None:
     with pytest.raises(CertificateMismatch, match="its certificate describes no net of these tensors"):
         load_weights(empty(narrow), edited(path, lambda state, meta: meta["net"]["spec"].update({name: value})))
 
 
-def test_half_a_certificate_is_no_certificate(path: Path, narrow: ResNetClassifier) -> None:
+def test_incomplete_certificate_is_refused(path: Path, narrow: ResNetClassifier) -> None:
     with pytest.raises(CertificateMismatch, match="its certificate has lost tensors: make the file again"):
         load_weights(empty(narrow), edited(path, lambda state, meta: meta.pop("tensors")))
 
 
-def test_rgb_cannot_be_forced_on_a_bgr_file(path: Path, narrow: ResNetClassifier) -> None:
+def test_rgb_source_is_refused_for_a_bgr_file(path: Path, narrow: ResNetClassifier) -> None:
     with pytest.raises(ValueError, match="is certified as BGR, stride on the 3x3.*source='torchvision' means RGB"):
         load_weights(empty(narrow), path, source="torchvision")
 
 
-def test_a_stride_other_than_the_certificates_is_refused(path: Path, narrow: ResNetClassifier) -> None:
+def test_net_with_another_stride_placement_than_the_certificate_is_refused(
+    path: Path, narrow: ResNetClassifier
+) -> None:
     with pytest.raises(ValueError, match='the 3x3, this net has it on the 1x1: build it with stride_on="3x3"'):
         load_weights(empty(narrow, stride_on="1x1"), path)
     with pytest.raises(ValueError, match='the 3x3, this net has it on the 1x1: build it with stride_on="3x3"'):
@@ -119,18 +124,18 @@ def test_a_stride_other_than_the_certificates_is_refused(path: Path, narrow: Res
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.95])
-def test_a_truncated_file_is_named(keep: float, path: Path, narrow: ResNetClassifier) -> None:
+def test_error_names_a_truncated_file(keep: float, path: Path, narrow: ResNetClassifier) -> None:
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
     with pytest.raises(ValueError, match=r"is not a whole .* file .*copy or download it again"):
         load_weights(empty(narrow), path)
 
 
-def test_a_file_of_a_later_version_is_refused_with_the_mend(path: Path, narrow: ResNetClassifier) -> None:
+def test_file_of_a_newer_format_is_refused_with_the_fix(path: Path, narrow: ResNetClassifier) -> None:
     with pytest.raises(ValueError, match=r"was written by a newer version \(format 2\): update resnet-backbone"):
         load_weights(empty(narrow), edited(path, lambda state, meta: meta.update(format=2)))
 
 
-def test_the_generated_image_shows_channel_order_and_padding() -> None:
+def test_generated_image_depends_on_the_channel_order_and_has_padding() -> None:
     rgb, bgr = generated_pixels(Preprocess()), generated_pixels(Preprocess(channel_order="bgr"))
     assert rgb.shape == (1, 3, 128, 160) and not torch.allclose(rgb, bgr)
     assert (rgb[:, :, 120:] == 0).all() and len(rgb.unique()) > 300

@@ -1,4 +1,4 @@
-"""Loading: whole or not at all, nothing executed, and a report of every key."""
+"""`load_weights`: strict loading, the report of every key, damaged files, and pickles that would run code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def backbone(**changes: Any) -> ResNetBackbone:
 
 @pytest.fixture
 def state() -> dict[str, Tensor]:
-    """Of a classifier with live norms: every key that a published file has."""
+    """The state dict of a classifier with batch norm: every key that a published file has."""
     net = ResNetClassifier(SPEC, num_classes=5, norm="bn")
     return {key: torch.randn(value.shape) if value.ndim else value for key, value in net.state_dict().items()}
 
@@ -43,9 +43,7 @@ def without(state: Mapping[str, Tensor], *keys: str) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if key not in keys}
 
 
-def test_a_missing_key_raises_naming_it_and_leaves_the_model_untouched(
-    state: dict[str, Tensor], hashes: Hashes
-) -> None:
+def test_missing_keys_are_named_and_the_model_is_unchanged(state: dict[str, Tensor], hashes: Hashes) -> None:
     net = backbone()
     before = hashes(net.state_dict())
     with pytest.raises(WeightMismatch, match=r"missing \(2\): conv1.weight, layer2.0.bn1.weight") as error:
@@ -54,9 +52,7 @@ def test_a_missing_key_raises_naming_it_and_leaves_the_model_untouched(
     assert hashes(net.state_dict()) == before
 
 
-def test_an_unexpected_key_raises_naming_it_and_leaves_the_model_untouched(
-    state: dict[str, Tensor], hashes: Hashes
-) -> None:
+def test_unexpected_key_is_named_and_the_model_is_unchanged(state: dict[str, Tensor], hashes: Hashes) -> None:
     net = backbone()
     before = hashes(net.state_dict())
     with pytest.raises(WeightMismatch, match=r"unexpected \(1\): layer1.0.se.weight"):
@@ -64,9 +60,7 @@ def test_an_unexpected_key_raises_naming_it_and_leaves_the_model_untouched(
     assert hashes(net.state_dict()) == before
 
 
-def test_a_mismatched_shape_raises_with_both_shapes_and_leaves_the_model_untouched(
-    state: dict[str, Tensor], hashes: Hashes
-) -> None:
+def test_shape_mismatch_names_both_shapes_and_the_model_is_unchanged(state: dict[str, Tensor], hashes: Hashes) -> None:
     net = backbone()
     before = hashes(net.state_dict())
     with pytest.raises(WeightMismatch, match=r"conv1.weight file \(4, 1, 7, 7\) model \(4, 3, 7, 7\)") as error:
@@ -75,7 +69,7 @@ def test_a_mismatched_shape_raises_with_both_shapes_and_leaves_the_model_untouch
     assert hashes(net.state_dict()) == before
 
 
-def test_many_wrong_keys_are_counted_and_only_the_first_are_named(state: dict[str, Tensor]) -> None:
+def test_error_for_many_wrong_keys_names_the_first_and_counts_the_rest(state: dict[str, Tensor]) -> None:
     with pytest.raises(
         WeightMismatch, match=r"(?s)missing \(\d+\): conv1.weight, .* and \d+ more\n.*No key fits"
     ) as error:
@@ -83,14 +77,14 @@ def test_many_wrong_keys_are_counted_and_only_the_first_are_named(state: dict[st
     assert len(str(error.value)) < 700
 
 
-def test_every_key_of_the_model_holds_the_files_values_afterwards(state: dict[str, Tensor]) -> None:
+def test_every_key_of_the_model_has_the_loaded_value(state: dict[str, Tensor]) -> None:
     net = backbone()
     report = load_weights(net, state)
     assert report.complete and set(report.loaded) == set(net.state_dict())
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
 
 
-def test_what_has_no_place_by_design_is_reported_and_no_error(state: dict[str, Tensor]) -> None:
+def test_keys_that_the_net_does_not_use_are_reported_without_an_error(state: dict[str, Tensor]) -> None:
     report = load_weights(backbone(out_levels=["c3"]), state)
     assert set(report.unused_by_design) == {
         key for key in state if key.startswith(("fc.", "layer3.")) or key.endswith("num_batches_tracked")
@@ -99,26 +93,26 @@ def test_what_has_no_place_by_design_is_reported_and_no_error(state: dict[str, T
     assert set(report.loaded) | set(report.unused_by_design) == set(state)
 
 
-def test_counters_of_live_norms_are_loaded_and_not_called_unused(state: dict[str, Tensor]) -> None:
+def test_batch_norm_counters_are_loaded_and_not_reported_as_unused(state: dict[str, Tensor]) -> None:
     net = backbone(norm="bn")
     report = load_weights(net, {**state, "bn1.num_batches_tracked": torch.tensor(7)})
     assert net.bn1.num_batches_tracked == 7
     assert not set(report.loaded) & set(report.unused_by_design)
 
 
-def test_a_stage_that_the_net_does_not_have_is_unexpected(state: dict[str, Tensor]) -> None:
+def test_keys_of_a_stage_that_the_net_lacks_are_unexpected(state: dict[str, Tensor]) -> None:
     with pytest.raises(WeightMismatch, match="unexpected.*layer4.0.conv1.weight"):
         load_weights(backbone(), {**state, "layer4.0.conv1.weight": torch.zeros(1)})
 
 
-def test_a_classifier_does_not_ignore_its_own_fc(state: dict[str, Tensor]) -> None:
+def test_classifier_refuses_a_wrong_or_missing_fc(state: dict[str, Tensor]) -> None:
     with pytest.raises(WeightMismatch, match=r"fc.weight file \(5, 16\) model \(9, 16\)"):
         load_weights(ResNetClassifier(SPEC, num_classes=9), state)
     with pytest.raises(WeightMismatch, match=r"missing \(2\): fc.weight, fc.bias"):
         load_weights(ResNetClassifier(SPEC, num_classes=5), without(state, "fc.weight", "fc.bias"))
 
 
-def test_allow_missing_keeps_the_initial_values_and_says_so(state: dict[str, Tensor]) -> None:
+def test_allow_missing_keeps_and_reports_the_initial_values(state: dict[str, Tensor]) -> None:
     net = ResNetClassifier(SPEC, num_classes=9)
     initial = net.fc.weight.clone()
     report = load_weights(net, state, allow_missing=["fc.*"])
@@ -126,38 +120,38 @@ def test_allow_missing_keeps_the_initial_values_and_says_so(state: dict[str, Ten
     assert torch.equal(net.fc.weight, initial) and torch.equal(net.state_dict()["conv1.weight"], state["conv1.weight"])
 
 
-def test_not_strict_loads_what_fits_and_reports_the_rest(state: dict[str, Tensor]) -> None:
+def test_strict_false_loads_matching_keys_and_reports_the_rest(state: dict[str, Tensor]) -> None:
     net = backbone()
     report = load_weights(net, {**without(state, "conv1.weight"), "extra": torch.zeros(1)}, strict=False)
     assert report.missing == ("conv1.weight",) and report.unexpected == ("extra",) and not report.complete
     assert torch.equal(net.state_dict()["layer1.0.conv1.weight"], state["layer1.0.conv1.weight"])
 
 
-@pytest.mark.parametrize("wrap", [None, "model", "state_dict", "model_state_dict"])
+@pytest.mark.parametrize("wrapper", [None, "model", "state_dict", "model_state_dict"])
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_files_of_every_wrapping_load_the_same(
-    wrap: str | None, prefix: str, suffix: str, state: dict[str, Tensor], tmp_path: Path, hashes: Hashes
+def test_files_load_the_same_with_any_wrapper_key_prefix_and_format(
+    wrapper: str | None, prefix: str, suffix: str, state: dict[str, Tensor], tmp_path: Path, hashes: Hashes
 ) -> None:
     path = tmp_path / f"net{suffix}"
     content: dict[str, Any] = {prefix + key: value for key, value in state.items()}
     if suffix == ".safetensors":
         save_file(content, path)
     else:
-        torch.save({wrap: content, "epoch": 3} if wrap else content, path)
-    net, want = backbone(), backbone()
+        torch.save({wrapper: content, "epoch": 3} if wrapper else content, path)
+    net, expected = backbone(), backbone()
     load_weights(net, path, source="torchvision")
-    load_weights(want, state)
-    assert hashes(net.state_dict()) == hashes(want.state_dict())
+    load_weights(expected, state)
+    assert hashes(net.state_dict()) == hashes(expected.state_dict())
 
 
-def test_a_prefix_that_only_some_keys_have_is_not_stripped(state: dict[str, Tensor]) -> None:
+def test_prefix_of_only_some_keys_is_not_removed(state: dict[str, Tensor]) -> None:
     mixed = {("module." + key if key == "conv1.weight" else key): value for key, value in state.items()}
     with pytest.raises(WeightMismatch, match="unexpected.*module.conv1.weight"):
         load_weights(backbone(), mixed)
 
 
-def test_published_cifar_weights_load_whole(shared: Path) -> None:
+def test_published_cifar_weights_load_completely(shared: Path) -> None:
     net = ResNetClassifier("resnet20_cifar", num_classes=10)
     report = load_weights(net, shared / "weights" / "cifar" / "resnet20-12fca82f.th")
     assert report.complete and not report.kept_initial and set(report.loaded) >= set(dict(net.named_parameters()))
@@ -171,7 +165,7 @@ def test_weights_of_another_depth_are_refused(imagenet_weights: Path) -> None:
 
 
 class RunsCode:
-    """Unpickling it opens a file for writing: a stand-in for any command."""
+    """Unpickling an instance creates a file; any other command could be run the same way."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -181,21 +175,21 @@ class RunsCode:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path, zipped: bool) -> None:
-    path, trace = tmp_path / "evil.pth", tmp_path / "ran"
-    torch.save({"conv1.weight": RunsCode(trace)}, path, _use_new_zipfile_serialization=zipped)
+def test_pickle_that_would_run_code_is_refused_and_not_executed(tmp_path: Path, zipped: bool) -> None:
+    path, created = tmp_path / "evil.pth", tmp_path / "created"
+    torch.save({"conv1.weight": RunsCode(created)}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(
         ValueError, match="evil.pth holds more than tensors and would run code when read .*open.*: it was refused"
     ):
         load_weights(backbone(), path)
-    assert not trace.exists()
-    torch.load(path, weights_only=False)  # the file does what it threatens
-    assert trace.exists()
+    assert not created.exists()
+    torch.load(path, weights_only=False)  # unsafe loading runs the code
+    assert created.exists()
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".legacy.pth"])
 @pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.99])
-def test_a_truncated_file_is_named_and_leaves_the_model_untouched(
+def test_truncated_file_is_named_and_the_model_is_unchanged(
     suffix: str, keep: float, state: dict[str, Tensor], tmp_path: Path, hashes: Hashes
 ) -> None:
     path, net = tmp_path / f"net{suffix}", backbone()
@@ -213,50 +207,50 @@ def test_a_truncated_file_is_named_and_leaves_the_model_untouched(
 @pytest.mark.parametrize(
     "content", [b"<!DOCTYPE html><html>404 Not Found</html>", b"hello world", b"PK\x03\x04", b"\xff" * 40]
 )
-def test_something_else_saved_as_weights_is_named_and_not_called_malicious(content: bytes, tmp_path: Path) -> None:
+def test_other_content_under_a_weights_name_is_reported_as_not_a_torch_file(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "net.pth"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="net.pth is not a whole torch file"):
         load_weights(backbone(), path)
 
 
-def test_a_file_whose_hash_is_not_in_its_name_is_refused(state: dict[str, Tensor], tmp_path: Path) -> None:
+def test_file_with_another_hash_than_in_its_name_is_refused(state: dict[str, Tensor], tmp_path: Path) -> None:
     torch.save(state, tmp_path / "net.pth")
     digest = hashlib.sha256((tmp_path / "net.pth").read_bytes()).hexdigest()
-    right, wrong = tmp_path / f"net-{digest[:8]}.pth", tmp_path / "net-01234567.pth"
-    for path in (right, wrong):
+    correct, incorrect = tmp_path / f"net-{digest[:8]}.pth", tmp_path / "net-01234567.pth"
+    for path in (correct, incorrect):
         path.write_bytes((tmp_path / "net.pth").read_bytes())
-    assert load_weights(backbone(), right, source="torchvision").complete
+    assert load_weights(backbone(), correct, source="torchvision").complete
     with pytest.raises(ValueError, match=f"has SHA-256 {digest[:8]}.*its name says 01234567"):
-        load_weights(backbone(), wrong)
+        load_weights(backbone(), incorrect)
 
 
-def test_a_missing_file_lists_what_could_be_given(tmp_path: Path) -> None:
+def test_error_for_a_missing_file_lists_the_published_weights(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no weights at .*nowhere.pth.*imagenet1k_v1"):
         load_weights(backbone(), tmp_path / "nowhere.pth")
 
 
 @pytest.mark.parametrize(
-    ("content", "holds"), [({"epoch": 3, "lr": 0.1}, "epoch, lr"), ([1, 2], "list"), ({}, "nothing")]
+    ("content", "summary"), [({"epoch": 3, "lr": 0.1}, "epoch, lr"), ([1, 2], "list"), ({}, "nothing")]
 )
-def test_a_file_without_a_state_dict_says_what_it_holds(content: Any, holds: str, tmp_path: Path) -> None:
+def test_error_for_a_file_without_a_state_dict_lists_its_content(content: Any, summary: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "net.pth")
-    with pytest.raises(ValueError, match=f"no state dict in this file \\(it holds {holds}\\)"):
+    with pytest.raises(ValueError, match=f"no state dict in this file \\(it holds {summary}\\)"):
         load_weights(backbone(), tmp_path / "net.pth")
 
 
-def test_any_module_loads_strictly() -> None:
+def test_loading_into_any_module_is_strict() -> None:
     with pytest.raises(WeightMismatch, match=r"missing \(1\): bias"):
         load_weights(nn.Linear(2, 2), {"weight": torch.zeros(2, 2)})
 
 
-def test_a_mismatch_survives_pickling_for_worker_processes(state: dict[str, Tensor]) -> None:
+def test_report_of_a_mismatch_can_be_pickled_for_worker_processes(state: dict[str, Tensor]) -> None:
     with pytest.raises(WeightMismatch) as error:
         load_weights(ResNetBackbone(RESNETS["resnet18"]), state)
     assert error.value.report.mismatched and isinstance(error.value, ValueError)
     assert pickle.loads(pickle.dumps(error.value.report)) == error.value.report
 
 
-def test_bottleneck_files_do_not_slip_into_basic_blocks(state: dict[str, Tensor]) -> None:
+def test_basic_block_weights_are_refused_by_a_bottleneck_net(state: dict[str, Tensor]) -> None:
     with pytest.raises(WeightMismatch):
         load_weights(ResNetBackbone(ResNetSpec(Bottleneck, (1, 1, 2), widths=(4, 8, 16)), out_levels=["c4"]), state)

@@ -1,4 +1,4 @@
-"""Pickles of arrays: NumPy's own, Python 2's, and everything else refused before it runs."""
+"""Pickles of arrays: those of NumPy and Python 2 are read, everything else is refused before it runs."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ KINDS = [np.float16, np.float32, np.float64, np.int8, np.int16, np.int32, np.int
         lambda kind: arrays.arrays(kind, arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))
     ),
     protocol=st.integers(0, 5),
-    by_columns=st.booleans(),
+    fortran_order=st.booleans(),
 )
-def test_arrays_come_back_as_tensors(
-    tmp_path_factory: pytest.TempPathFactory, array: np.ndarray, protocol: int, by_columns: bool
+def test_arrays_are_read_as_equal_tensors(
+    tmp_path_factory: pytest.TempPathFactory, array: np.ndarray, protocol: int, fortran_order: bool
 ) -> None:
     path = tmp_path_factory.mktemp("pickles") / "arrays.pkl"
-    array = np.asfortranarray(array) if by_columns else array
+    array = np.asfortranarray(array) if fortran_order else array
     content = {"model": {"a": array}, "author": "somebody", "epoch": np.float64(3.5), "list": [array, (1, None)]}
     path.write_bytes(pickle.dumps(content, protocol=protocol))
-    found = read_arrays(path)
-    want = torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape))
-    for tensor in (found["model"]["a"], found["list"][0]):
-        assert tensor.dtype == want.dtype and tensor.shape == want.shape
-        assert torch.equal(tensor.isnan(), want.isnan()) and torch.equal(tensor.nan_to_num(), want.nan_to_num())
-    assert found["author"] == "somebody" and found["epoch"] == 3.5 and found["list"][1] == (1, None)
+    loaded = read_arrays(path)
+    expected = torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape))
+    for tensor in (loaded["model"]["a"], loaded["list"][0]):
+        assert tensor.dtype == expected.dtype and tensor.shape == expected.shape
+        assert torch.equal(tensor.isnan(), expected.isnan()) and torch.equal(tensor.nan_to_num(), expected.nan_to_num())
+    assert loaded["author"] == "somebody" and loaded["epoch"] == 3.5 and loaded["list"][1] == (1, None)
 
 
-def test_python_2s_pickles_are_read(tmp_path: Path) -> None:
-    """Its strings, and so its arrays' bytes, are byte strings: the MSRA files' kind. Written here opcode by opcode."""
+def test_python_2_pickles_are_read(tmp_path: Path) -> None:
+    """Python 2 stores strings and array data as byte strings, as in MSRA's files; written here opcode by opcode."""
 
     def text(value: bytes) -> bytes:  # BINSTRING
         return b"T" + struct.pack("<i", len(value)) + value
@@ -59,13 +59,15 @@ def test_python_2s_pickles_are_read(tmp_path: Path) -> None:
     array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00t" + text(b"b") + b"tR"
     state = b"(K\x01(K\x03t" + dtype + b"\x89" + text(raw) + b"tb"
     program = b"\x80\x02}" + text(b"conv1_w") + array + state + b"s."
-    want = pickle.loads(program, encoding="latin1")["conv1_w"]  # NumPy reads it so too
+    expected = pickle.loads(program, encoding="latin1")["conv1_w"]  # the encoding that NumPy documents
     path = tmp_path / "R-50.pkl"
     path.write_bytes(program)
-    assert torch.equal(read_arrays(path)["conv1_w"], torch.from_numpy(want.copy()))
+    assert torch.equal(read_arrays(path)["conv1_w"], torch.from_numpy(expected.copy()))
 
 
 class Calls:
+    """Unpickling an instance calls `function(*arguments)`."""
+
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.reduced = function, arguments
 
@@ -75,39 +77,39 @@ class Calls:
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 @pytest.mark.parametrize(
-    ("function", "arguments", "named"),
+    ("function", "arguments", "name"),
     [
-        (os.mkdir, ("{trace}",), "mkdir"),
-        (eval, ("__import__('os').mkdir('{trace}')",), "eval"),
-        (np.load, ("{trace}",), "load"),
+        (os.mkdir, ("{created}",), "mkdir"),
+        (eval, ("__import__('os').mkdir('{created}')",), "eval"),
+        (np.load, ("{created}",), "load"),
         (getattr, (np.ndarray, "tofile"), "getattr"),
-        (np.memmap, ("{trace}",), "memmap"),
+        (np.memmap, ("{created}",), "memmap"),
     ],
 )
-def test_whatever_is_no_array_is_refused_and_does_not_run(
-    function: Any, arguments: tuple[Any, ...], named: str, protocol: int, tmp_path: Path
+def test_pickle_that_would_call_a_function_is_refused_and_not_executed(
+    function: Any, arguments: tuple[Any, ...], name: str, protocol: int, tmp_path: Path
 ) -> None:
-    trace = tmp_path / "ran"
-    filled = [a.format(trace=trace) if isinstance(a, str) else a for a in arguments]
+    created = tmp_path / "created"
+    formatted = [a.format(created=created) if isinstance(a, str) else a for a in arguments]
     path = tmp_path / "R-50.pkl"
-    path.write_bytes(pickle.dumps({"model": {"a": Calls(function, *filled)}}, protocol=protocol))
+    path.write_bytes(pickle.dumps({"model": {"a": Calls(function, *formatted)}}, protocol=protocol))
     with pytest.raises(
-        ValueError, match=f"holds more than arrays and would run code when read .*{named}.*it was refused"
+        ValueError, match=f"holds more than arrays and would run code when read .*{name}.*it was refused"
     ):
         read_arrays(path)
-    assert not trace.exists()
+    assert not created.exists()
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.2, 0.9, 0.999])
-def test_a_truncated_pickle_is_named(keep: float, tmp_path: Path) -> None:
+def test_error_names_a_truncated_pickle(keep: float, tmp_path: Path) -> None:
     path = tmp_path / "R-50.pkl"
-    whole = pickle.dumps({"conv1_w": np.ones((50, 7), np.float32)}, protocol=2)
-    path.write_bytes(whole[: int(len(whole) * keep)])
+    complete = pickle.dumps({"conv1_w": np.ones((50, 7), np.float32)}, protocol=2)
+    path.write_bytes(complete[: int(len(complete) * keep)])
     with pytest.raises(ValueError, match=r"R-50.pkl is not a whole pickle of arrays .*copy or download it again"):
         read_arrays(path)
 
 
-def test_arrays_of_objects_and_of_the_other_byte_order_are_refused(tmp_path: Path) -> None:
+def test_object_arrays_and_big_endian_arrays_are_refused(tmp_path: Path) -> None:
     for array in (np.array([{}, []], dtype=object), np.ones(3, ">f4")):
         (tmp_path / "a.pkl").write_bytes(pickle.dumps({"a": array}, protocol=2))
         with pytest.raises(ValueError, match=r"a.pkl holds an array of type .*, which is not supported: save it"):

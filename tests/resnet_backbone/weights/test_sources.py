@@ -1,4 +1,4 @@
-"""What names do not tell: the caller, the metadata or a published hash decides; where nothing does it is refused."""
+"""The source of weights: it is given by the caller, the metadata or a published hash; otherwise loading fails."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ CAFFE_CONFIG = "model = dict(backbone=dict(type='ResNet', depth=50,\n    style='
         ([1, 2], None),
     ],
 )
-def test_a_files_own_metadata(content: Any, source: str | None) -> None:
+def test_source_is_read_from_the_metadata_of_a_file(content: Any, source: str | None) -> None:
     assert source_from_metadata(content) == source
     assert source is None or source in SOURCES
 
 
-def test_a_published_hash_decides(tmp_path: Path) -> None:
-    """Of the file's bytes, whatever it is called now."""
+def test_published_hash_determines_the_source(tmp_path: Path) -> None:
+    """The hash is computed from the bytes of the file; its name may differ."""
     path = tmp_path / "renamed.pth"
     path.write_bytes(b"weights")
     hashes = {hashlib.sha256(b"weights").hexdigest()[:8]: "timm"}
@@ -47,10 +47,10 @@ def test_a_published_hash_decides(tmp_path: Path) -> None:
         resolve_source(("torchvision", "mmdetection_caffe"), source=None, path=path, hashes=hashes)
 
 
-def test_the_hashes_are_prefixes_of_known_sources() -> None:
+def test_published_hashes_belong_to_known_sources() -> None:
     assert len(HASHES) > 80 and set(HASHES.values()) <= set(SOURCES)
     assert all(re.fullmatch("[0-9a-f]{8}", prefix) for prefix in HASHES)
-    # as the torchvision that is installed publishes them
+    # compare with the file names in the installed torchvision
     from torchvision.models import ResNet50_Weights
     from torchvision.models.detection import FasterRCNN_ResNet50_FPN_V2_Weights, MaskRCNN_ResNet50_FPN_Weights
 
@@ -63,7 +63,7 @@ def test_the_hashes_are_prefixes_of_known_sources() -> None:
         assert HASHES[weights.url.removesuffix(".pth").rpartition("-")[2]] == source
 
 
-def test_what_nothing_decides_is_refused_with_the_choices(narrow: ResNetClassifier, tmp_path: Path) -> None:
+def test_ambiguous_and_wrong_sources_are_refused_with_the_choices(narrow: ResNetClassifier, tmp_path: Path) -> None:
     torch.save(narrow.state_dict(), tmp_path / "net.pth")
     with pytest.raises(
         AmbiguousWeights, match="(?s)source='timm': RGB, stride on the 3x3.*caffe': BGR, stride on the 1x1"
@@ -75,18 +75,18 @@ def test_what_nothing_decides_is_refused_with_the_choices(narrow: ResNetClassifi
         load_weights(ResNetClassifier(narrow.spec, num_classes=5), tmp_path / "net.pth", source="torchvison")
 
 
-def test_a_state_dict_under_our_own_names_needs_no_source(narrow: ResNetClassifier) -> None:
+def test_state_dict_with_our_keys_needs_no_source(narrow: ResNetClassifier) -> None:
     net = ResNetClassifier(narrow.spec, num_classes=5)
-    before = net.preprocess
-    assert load_weights(net, narrow.state_dict()).complete and net.preprocess == before
+    preprocess = net.preprocess
+    assert load_weights(net, narrow.state_dict()).complete and net.preprocess == preprocess
 
 
-def test_a_net_by_name_takes_the_stride_of_its_weights_and_a_spec_means_what_it_says(tmp_path: Path) -> None:
+def test_net_given_by_name_adopts_the_stride_of_its_weights_and_a_spec_does_not(tmp_path: Path) -> None:
     torch.save(ResNetClassifier("resnet50").state_dict(), tmp_path / "caffe.pth")
     net = build_backbone("resnet50", weights=tmp_path / "caffe.pth", source="mmdetection_caffe")
     assert net.spec.stride_on == "1x1" and net.layer3[0].conv1.stride == (2, 2) and net.layer3[0].conv2.stride == (1, 1)
     assert net.preprocess.channel_order == "bgr" and net.preprocess.std == (1.0, 1.0, 1.0)
-    assert net.preprocess.resize == "pillow"  # how images are resized is a detector's affair
+    assert net.preprocess.resize == "pillow"  # only detectors adopt the resizing of their source
     spec = ResNetSpec(Bottleneck, (3, 4, 6, 3))
     with pytest.raises(
         ValueError, match='stride on the 1x1, this net has it on the 3x3: build it with stride_on="1x1"'
@@ -94,7 +94,7 @@ def test_a_net_by_name_takes_the_stride_of_its_weights_and_a_spec_means_what_it_
         build_backbone(spec, weights=tmp_path / "caffe.pth", source="mmdetection_caffe")
 
 
-def test_the_epsilon_of_torchvisions_first_detectors_is_adopted_or_refused(tmp_path: Path) -> None:
+def test_epsilon_0_of_torchvisions_first_detectors_is_adopted_or_refused(tmp_path: Path) -> None:
     state = {f"backbone.body.{key}": value for key, value in ResNetClassifier("resnet18").state_dict().items()}
     torch.save({key: value for key, value in state.items() if ".fc." not in key}, tmp_path / "detector.pth")
     net = build_backbone("resnet18", weights=tmp_path / "detector.pth", source="torchvision_coco_v1")
