@@ -6,7 +6,7 @@ N images; levels: name -> (N, C, h, w); regions: pooled features of boxes; K cla
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from resnet_backbone.errors import InvalidValue
 from resnet_backbone.preprocess import Preprocess
 from resnet_backbone.protocols import Backbone
 
-from .boxes import larger_than
+from .boxes import BoxWeights, larger_than
 from .roi_stage import InstanceStage, RoIStage, StageOutput, foreground, without_empty
 from .rpn import RPN, RPNOutput
 from .selection import select_detections
@@ -28,7 +28,7 @@ class DenseOutput(NamedTuple):
 
     Attributes:
         features: level -> (N, C, h, w), what the neck returns.
-        rpn: objectness logits and deltas of every level.
+        rpn: objectness logits, deltas and anchors of every level.
     """
 
     features: dict[str, Tensor]
@@ -65,7 +65,7 @@ class RCNN(DetectorWeights):
         super().__init__()
         self.backbone, self.neck, self.rpn = cast(nn.Module, backbone), neck, rpn
         poolers: dict[int, str] = {}  # id -> module name
-        self._stages: list[tuple[str, str, Any]] = []
+        self._stages: list[tuple[str, str, BoxWeights]] = []  # names of the modules, delta weights
         for index, stage in enumerate(roi_stages):
             number = str(index + 1) if index else ""
             pooler = poolers.setdefault(id(stage.pooler), f"box_regions{number}")
@@ -165,11 +165,11 @@ class RCNN(DetectorWeights):
             Features and the outputs of the RPN head.
         """
         features = self.neck(self.backbone(pixels))
-        return DenseOutput(features, self.rpn(features))
+        return DenseOutput(features, self.rpn(features, (pixels.shape[-2], pixels.shape[-1])))
 
     def propose(self, dense: DenseOutput, batch: ImageBatch, keep: tuple[int, int]) -> list[Proposals]:
         """Choose proposals; arguments and result as for `RPN.propose`."""
-        return self.rpn.propose(dense.rpn, dense.features, batch, keep)
+        return self.rpn.propose(dense.rpn, batch, keep)
 
     @torch.no_grad()
     def select(self, outputs: Sequence[StageOutput], sizes: Sequence[ImageSize]) -> list[Detections]:

@@ -7,9 +7,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from resnet_backbone.backbone import ResNetBody
 from resnet_backbone.build import open_weights
-from resnet_backbone.errors import InvalidType, InvalidValue, MissingFile
+from resnet_backbone.errors import InvalidValue, MissingFile
 from resnet_backbone.plain import from_plain, to_plain
 from resnet_backbone.weights.certificate import CertificateMismatch, certify, describe
 from resnet_backbone.weights.read import WeightFile, save_atomically
@@ -17,7 +16,7 @@ from resnet_backbone.weights.read import WeightFile, save_atomically
 from .build import assemble, empty_backbone, load_certified
 from .conventions import CONVENTIONS, Conventions
 from .detector import RCNN
-from .fingerprint import detector_fingerprint
+from .fingerprint import detector_fingerprint, rebuildable_body
 from .recipes import DetectorRecipe
 from .weights import BACKGROUND
 
@@ -36,15 +35,14 @@ def detector_content(detector: RCNN, recipe: DetectorRecipe, *, source: str = "t
     Raises:
         InvalidType: another backbone, which no recipe can build again.
     """
-    if not isinstance(detector.backbone, ResNetBody):
-        raise InvalidType(f"{type(detector.backbone).__name__} cannot be rebuilt from a recipe: save its state_dict()")
+    body = rebuildable_body(detector)
     state = detector.state_dict() | {f"{BACKGROUND}{key}": rows for key, rows in detector.background.items()}
     meta = describe(
         detector.preprocess,
         kind="detector",
         source=source,
         project=_project_of(recipe.conventions),
-        net=detector.backbone.describe(),
+        net=body.describe(),
         recipe=to_plain(recipe),
         class_names=list(detector.class_names),
     )
@@ -73,6 +71,30 @@ def save_detector(detector: RCNN, recipe: DetectorRecipe, path: str | PathLike[s
     save_atomically({**content, "meta": meta}, Path(path))
 
 
+def read_detector(path: str | PathLike[str] | WeightFile) -> WeightFile:
+    """Read a file of this project that holds a detector, without building it.
+
+    Args:
+        path: a file that tools/train_det.py or tools/convert_weights.py wrote, or the folder of a run.
+
+    Returns:
+        The content of the file. A `WeightFile` is checked and returned as it is.
+
+    Raises:
+        MissingFile: there is no such file.
+        InvalidValue: the file is damaged, or holds no detector of this project.
+    """
+    if not isinstance(path, WeightFile) and not Path(path).exists():
+        raise MissingFile(f"no detector at {path}: give the folder of a training run or a file that it wrote")
+    file = open_weights(path)
+    if file.meta is None or file.meta["kind"] != "detector":
+        raise InvalidValue(
+            f"{file} holds no detector of this project: train_det.py writes such files, and tools/convert_weights.py "
+            "makes them from the detectors of other projects"
+        )
+    return file
+
+
 def load_detector(path: str | PathLike[str] | WeightFile) -> tuple[RCNN, DetectorRecipe]:
     """Build the detector that a file of this project holds.
 
@@ -80,7 +102,7 @@ def load_detector(path: str | PathLike[str] | WeightFile) -> tuple[RCNN, Detecto
     certificate (`WeightFile.certified`).
 
     Args:
-        path: a file that tools/train_det.py or tools/convert_weights.py wrote, or the folder of a run.
+        path: as for `read_detector`, or what it returned.
 
     Returns:
         The detector and its recipe.
@@ -91,14 +113,8 @@ def load_detector(path: str | PathLike[str] | WeightFile) -> tuple[RCNN, Detecto
         CertificateMismatch: a tensor or the output of a stage does not match the certificate.
         WeightMismatch: the tensors do not fit the recipe.
     """
-    if not isinstance(path, WeightFile) and not Path(path).exists():
-        raise MissingFile(f"no detector at {path}: give the folder of a training run or a file that it wrote")
-    file = open_weights(path)
-    if file.meta is None or file.meta["kind"] != "detector":
-        raise InvalidValue(
-            f"{file} holds no detector of this project: train_det.py writes such files, and tools/convert_weights.py "
-            "makes them from the detectors of other projects"
-        )
+    file = read_detector(path)
+    assert file.meta is not None
     recipe = from_plain(DetectorRecipe, file.meta["recipe"])
     _check_consistent(recipe, file)
     detector = assemble(recipe, len(file.meta["class_names"]), empty_backbone(recipe))

@@ -23,6 +23,23 @@ from .detector import RCNN
 BOXES = ((8.0, 8.0, 72.0, 56.0), (30.5, 20.25, 140.0, 110.0), (0.0, 0.0, 159.0, 119.0), (60.0, 40.0, 76.0, 52.0))
 
 
+def rebuildable_body(detector: RCNN) -> ResNetBody:
+    """The backbone of a detector that can be written to a file.
+
+    Args:
+        detector: the detector.
+
+    Returns:
+        Its backbone.
+
+    Raises:
+        InvalidType: a backbone of another project, which no recipe can build again.
+    """
+    if not isinstance(detector.backbone, ResNetBody):
+        raise InvalidType(f"{type(detector.backbone).__name__} cannot be rebuilt from a recipe: save its state_dict()")
+    return detector.backbone
+
+
 def detector_fingerprint(detector: RCNN) -> Fingerprint:
     """Run every stage on a generated image, the heads on fixed boxes; nothing behind a suppression.
 
@@ -35,16 +52,13 @@ def detector_fingerprint(detector: RCNN) -> Fingerprint:
     Raises:
         InvalidType: another backbone, which no recipe can build again.
     """
-    if not isinstance(detector.backbone, ResNetBody):
-        raise InvalidType(f"{type(detector.backbone).__name__} cannot be rebuilt from a recipe: save its state_dict()")
     plain = inference_copy(detector)
-    body = plain.backbone
-    assert isinstance(body, ResNetBody)
+    body, pixels = rebuildable_body(plain), generated_pixels(plain.preprocess)
     boxes = [torch.tensor(BOXES)]
     with torch.inference_mode():
-        outputs = body.all_levels(generated_pixels(plain.preprocess))
+        outputs = body.all_levels(pixels)
         levels = plain.neck({level: outputs[level] for level in body.out_levels})
-        rpn = plain.rpn(levels)
+        rpn = plain.rpn(levels, (pixels.shape[-2], pixels.shape[-1]))
         outputs |= levels | {"rpn logits": torch.cat(rpn.logits, 1), "rpn deltas": torch.cat(rpn.deltas, 1)}
         for number, stage in enumerate(plain.roi_stages):
             suffix = f" {number + 1}" if number else ""

@@ -92,10 +92,12 @@ class RPNOutput(NamedTuple):
     Attributes:
         logits: L of (N, h * w * A), objectness.
         deltas: L of (N, h * w * A, 4).
+        anchors: L of (h * w * A, 4) xyxy, pixels; constants for the size of the images.
     """
 
     logits: list[Tensor]
     deltas: list[Tensor]
+    anchors: list[Tensor]
 
 
 class RPN(nn.Module):
@@ -120,14 +122,15 @@ class RPN(nn.Module):
             nn.init.normal_(conv.weight, std=0.01)
             nn.init.zeros_(conv.bias)
 
-    def forward(self, levels: Mapping[str, Tensor]) -> RPNOutput:
+    def forward(self, levels: Mapping[str, Tensor], padded: tuple[int, int]) -> RPNOutput:
         """Run the head on every level that has anchors.
 
         Args:
             levels: level -> (N, C, h, w).
+            padded: height and width of the images with their padding, px.
 
         Returns:
-            Logits and deltas, float32 or float64, in the order of the anchors.
+            Logits and deltas, float32 or float64, in the order of the anchors, and the anchors.
         """
         logits, deltas = [], []
         for level in self.anchors.levels:
@@ -137,7 +140,7 @@ class RPN(nn.Module):
             # (N, A, h, w) -> (N, h, w, A) copies nothing in channels_last memory
             logits.append(B.promote(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1)))
             deltas.append(B.promote(self.deltas(hidden).permute(0, 2, 3, 1).reshape(len(hidden), -1, 4)))
-        return RPNOutput(logits, deltas)
+        return RPNOutput(logits, deltas, self.anchors(levels, padded))
 
     def losses(
         self, output: RPNOutput, levels: Mapping[str, Tensor], batch: ImageBatch, targets: Sequence[Targets]
@@ -148,7 +151,7 @@ class RPN(nn.Module):
 
         Args:
             output: of the head.
-            levels: level -> (N, C, h, w), for the grids of the anchors.
+            levels: level -> (N, C, h, w), for the grids of the anchors (`Conventions.own_padding_px`).
             batch: the images.
             targets: N targets.
 
@@ -157,7 +160,7 @@ class RPN(nn.Module):
         """
         conventions, sampled_anchors = self.conventions, 0
         logits, deltas = torch.cat(output.logits, 1), torch.cat(output.deltas, 1)
-        anchors = torch.cat(self.anchors(levels, batch.padded))
+        anchors = torch.cat(output.anchors)
         everything: list[Tensor | slice] = [slice(None)] * len(targets)
         used = self.anchors.within(levels, batch.sizes) if conventions.own_padding_px else everything
         classification, regression = logits[:, :0].sum(), deltas[:, :0].sum()
@@ -194,14 +197,11 @@ class RPN(nn.Module):
         return classification, regression, len(positive) + len(negative)
 
     @torch.no_grad()
-    def propose(
-        self, output: RPNOutput, levels: Mapping[str, Tensor], batch: ImageBatch, keep: tuple[int, int]
-    ) -> list[Proposals]:
+    def propose(self, output: RPNOutput, batch: ImageBatch, keep: tuple[int, int]) -> list[Proposals]:
         """Decode the best anchors of every level, clip them, drop empty ones, and suppress within every level.
 
         Args:
             output: of the head.
-            levels: level -> (N, C, h, w), for the grids of the anchors.
             batch: the images.
             keep: how many to keep of a level before NMS, and of an image after it (`RPNSpec.keep_train`, `keep_test`).
 
@@ -209,8 +209,7 @@ class RPN(nn.Module):
             N proposals, best first.
         """
         scores, boxes, level_of = [], [], []
-        anchors = self.anchors(levels, batch.padded)
-        for index, (level_logits, level_deltas, level_anchors) in enumerate(zip(*output, anchors)):
+        for index, (level_logits, level_deltas, level_anchors) in enumerate(zip(*output)):
             top, indices = level_logits.topk(min(keep[0], level_logits.shape[1]), dim=1)
             scores.append(top)
             top_deltas = level_deltas.gather(1, indices[..., None].expand(-1, -1, 4))

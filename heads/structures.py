@@ -166,11 +166,6 @@ class ImageBatch:
                 f"got {tuple(self.pixels.shape)}, {len(self.sizes)} sizes"
             )
 
-    @property
-    def padded(self) -> tuple[int, int]:
-        """Height and width of `pixels`, with padding."""
-        return self.pixels.shape[-2], self.pixels.shape[-1]
-
     @classmethod
     def from_images(cls, images: Sequence[Tensor], preprocess: Preprocess) -> ImageBatch:
         """Normalise and pad images.

@@ -94,8 +94,8 @@ class DetectorWeights(nn.Module):
         self.class_names = names or self.class_names
 
     def is_unused_key(self, key: str) -> bool:
-        """Whether a tensor without a place in this detector is left out by design: none but counters of batch norms."""
-        return key.endswith("num_batches_tracked")
+        """Whether a tensor without a place in this detector is left out by design: a detector needs all of them."""
+        return False
 
 
 def conventions_for(source: WeightSource, file: WeightFile) -> Conventions:

@@ -32,7 +32,7 @@ def main() -> int:
     parser.add_argument("--to", default="ours", choices=LAYOUTS, help="keys of which project (default ours, certified)")
     parser.add_argument("--recipe", help=f"for a detector: {', '.join(DETECTORS)}")
     parser.add_argument("--net", help="for a published name (imagenet1k_v1): resnet18, resnet50, ...")
-    parser.add_argument("--source", choices=tuple(SOURCES), help="source of the weights, if the file does not tell")
+    parser.add_argument("--source", choices=tuple(SOURCES), help="source, if the file does not identify it")
     args = parser.parse_args()
     options = {"to": args.to, "recipe": args.recipe, "source": args.source, "net": args.net}
     CONSOLE.print(convert(args.weights, args.out, **options), markup=False)

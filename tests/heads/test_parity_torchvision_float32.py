@@ -27,7 +27,6 @@ from heads.detector import RCNN
 from heads.images import read_image
 from heads.masks import BitMasks
 from heads.predictor import Predictor, to_image
-from heads.rpn import RPNOutput
 from heads.structures import Detections, ImageSize
 from tests.heads.torchvision_pairs import batch_of, pair, tensors
 
@@ -165,7 +164,8 @@ def disturbed(ours: RCNN, image: np.ndarray, rounding: float) -> Iterator[Detect
         return outputs + rounding * outputs.std() * torch.empty_like(outputs).uniform_(-1, 1)
 
     while True:
-        rpn = RPNOutput(*([noisy(x) for x in outputs] for outputs in dense.rpn))
+        logits, deltas = ([noisy(x) for x in outputs] for outputs in (dense.rpn.logits, dense.rpn.deltas))
+        rpn = dense.rpn._replace(logits=logits, deltas=deltas)
         proposals = precise.propose(dense._replace(rpn=rpn), batch, (1000, PROPOSALS))
         output = stage(dense.features, [p.boxes for p in proposals])
         for _ in range(4):  # noise on the box head's outputs is cheaper than on the RPN's

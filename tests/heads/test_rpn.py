@@ -69,11 +69,11 @@ def some_targets() -> list[Targets]:
 
 
 def losses_of(rpn: RPN, features: dict[str, Tensor], targets: list[Targets]) -> dict[str, Tensor]:
-    return rpn.losses(rpn(features), features, BATCH, targets)
+    return rpn.losses(rpn(features, PADDED), features, BATCH, targets)
 
 
 def proposals_of(rpn: RPN, features: dict[str, Tensor], keep: tuple[int, int] | None = None) -> list[Proposals]:
-    return rpn.propose(rpn(features), features, BATCH, keep or rpn.spec.keep_test)
+    return rpn.propose(rpn(features, PADDED), BATCH, keep or rpn.spec.keep_test)
 
 
 def images() -> ImageList:
@@ -127,7 +127,7 @@ def test_all_anchors_are_background_without_objects() -> None:
     features = levels()
     losses = losses_of(rpn, features, no_objects)
     assert losses["loss_rpn_loc"] == 0
-    logits, _ = rpn(features)
+    logits = rpn(features, PADDED).logits
     expected = nn.functional.softplus(torch.cat(logits, 1)).sum() / (2 * EVERYTHING.samples_per_image)
     torch.testing.assert_close(losses["loss_rpn_cls"], expected)
 
@@ -144,11 +144,11 @@ def test_proposals_are_detached_inside_the_image_and_larger_than_the_minimum() -
 def test_non_finite_predictions_are_not_proposed() -> None:
     rpn = with_spread_predictions(make())
     features = levels()
-    output = rpn(features)
-    clean = rpn.propose(output, features, BATCH, (2000, 1000))
+    output = rpn(features, PADDED)
+    clean = rpn.propose(output, BATCH, (2000, 1000))
     output.deltas[0].data[0, :100] = float("nan")
     output.logits[1].data[0, 5] = float("inf")
-    proposals = rpn.propose(output, features, BATCH, (2000, 1000))
+    proposals = rpn.propose(output, BATCH, (2000, 1000))
     assert all(p.boxes.isfinite().all() and p.scores.isfinite().all() and len(p) for p in proposals)
     assert torch.equal(proposals[1].boxes, clean[1].boxes)  # the other image is not affected
 
@@ -161,15 +161,16 @@ def test_suppression_does_not_cross_levels() -> None:
     rpn, features = RPN(8, grid, EVERYTHING, conventions), {level: torch.zeros(1, 8, 1, 1) for level in strides}
     batch = ImageBatch(torch.zeros(1, 3, 48, 48), (ImageSize(48, 48),))
     low, no_deltas = torch.full((1, 2), -9.0), [torch.zeros(1, 2, 4)] * 2
-    (proposals,) = rpn.propose(RPNOutput([torch.tensor([[2.0, 1.0]]), low], no_deltas), features, batch, (10, 10))
+    output = RPNOutput([torch.tensor([[2.0, 1.0]]), low], no_deltas, rpn.anchors(features, (48, 48)))
+    (proposals,) = rpn.propose(output, batch, (10, 10))
     assert proposals.scores.tolist() == [2.0, -9.0]  # the best score of each level
     assert torch.equal(proposals.boxes[0], proposals.boxes[1])
 
 
 def test_predictions_and_proposals_of_a_half_precision_rpn_are_float32() -> None:
     rpn = make().bfloat16()
-    logits, deltas = rpn({k: x.bfloat16() for k, x in levels().items()})
-    assert {t.dtype for t in (*logits, *deltas)} == {torch.float32}
+    output = rpn({k: x.bfloat16() for k, x in levels().items()}, PADDED)
+    assert {t.dtype for t in (*output.logits, *output.deltas)} == {torch.float32}
     assert all(
         p.boxes.dtype == torch.float32 for p in proposals_of(rpn, {k: x.bfloat16() for k, x in levels().items()})
     )

@@ -129,7 +129,7 @@ class ClassifierRunConfig(CommonConfig):
         None, description="initial weights: a file, the folder of a run, or a published name; none: train from scratch"
     )
     weights_source: str | None = Field(
-        None, description=f"source of the weights, if the file does not tell: one of {', '.join(SOURCES)}"
+        None, description=f"source of the weights, if the file does not identify it: one of {', '.join(SOURCES)}"
     )
     allow_missing: tuple[str, ...] = Field(
         (), description="patterns (fc.*) of tensors that the weights may lack; they keep their initial values"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,6 +13,7 @@ from heads.mask_head import MaskHeadSpec
 from heads.recipes import DETECTORS, DetectorRecipe
 from resnet_backbone.build import check_frozen_has_weights
 from resnet_backbone.errors import did_you_mean
+from resnet_backbone.plain import to_plain
 from resnet_backbone.weights.sources import SOURCES, check_source_name
 
 from . import settings
@@ -92,7 +92,7 @@ class RunConfig(CommonConfig):
         description="weights of the backbone: a file, the folder of a run, or a published name; none: from scratch",
     )
     backbone_source: str | None = Field(
-        None, description=f"source of backbone_weights, if the file does not tell: one of {', '.join(SOURCES)}"
+        None, description=f"source of backbone_weights, if the file does not identify it: one of {', '.join(SOURCES)}"
     )
     init_from: Path | None = Field(
         None, description="fine-tune this detector, the folder of a run or a file; replaces backbone_weights"
@@ -146,12 +146,12 @@ def expand_recipe(value: Any) -> Any:
     overrides = {key: part for key, part in value.items() if key != "recipe"}
     if value["recipe"] not in DETECTORS:
         raise ValueError(f"model.recipe={value['recipe']!r} is unknown: {did_you_mean(value['recipe'], DETECTORS)}")
-    recipe = asdict(DETECTORS[value["recipe"]])
+    recipe = to_plain(DETECTORS[value["recipe"]])
     name = overrides.get("conventions")
     if isinstance(name, str):
         if name not in CONVENTIONS:
             raise ValueError(f"model.conventions={name!r} is unknown: {did_you_mean(name, CONVENTIONS)}")
-        overrides["conventions"] = asdict(CONVENTIONS[name])
+        overrides["conventions"] = to_plain(CONVENTIONS[name])
     if isinstance(overrides.get("mask"), dict) and recipe["mask"] is None:
-        recipe["mask"] = asdict(MaskHeadSpec())
+        recipe["mask"] = to_plain(MaskHeadSpec())
     return merge(recipe, overrides)

@@ -6,18 +6,16 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from heads.images import UnreadableImage
 from resnet_backbone import ResNetClassifier
 from resnet_backbone.weights.read import Weights
 from tools.config.classification import ClassifierRunConfig
 from tools.console import CONSOLE
-from tools.data.labelled import LabelledData, LabelledImage
+from tools.data.labelled import LabelledData
 from tools.data.loader import BatchPlan, TrainingImages
 from tools.devices import pick_device, pick_precision
 from tools.evaluation.multi_crop import CropRule, probabilities, scorer
@@ -151,22 +149,11 @@ def predict(
     batches = [records[i : i + batch_size] for i in range(0, len(records), batch_size)]
     parts, labels = [torch.zeros(0, net.fc.out_features)], []
     for batch in track(batches, "score", console=CONSOLE, disable=quiet or not CONSOLE.is_terminal):
-        readable = [(record, image) for record in batch if (image := _read(data, record, config)) is not None]
+        readable = list(runs.read_images(data.read, batch, config))
         if readable:
             parts.append(probabilities(score, [image for _, image in readable], rule, net.preprocess))
             labels += [record.label for record, _ in readable]
     return torch.cat(parts), labels
-
-
-def _read(data: LabelledData, record: LabelledImage, config: ClassifierRunConfig) -> np.ndarray | None:
-    """The image of a record; None if it cannot be read and is to be skipped."""
-    try:
-        return data.read(record)
-    except UnreadableImage as error:
-        if config.data.on_bad_image == "stop":
-            raise
-        CONSOLE.print(f"skipped: {error}", markup=False)
-        return None
 
 
 def write_scores(folder: Path, scores: ClassScores, crops: str) -> Path:
@@ -220,9 +207,9 @@ def _show_data(images: TrainingImages, data: LabelledData, config: ClassifierRun
 def _finish(config: ClassifierRunConfig) -> None:
     """Write the loss curve, and print what to do next."""
     write_loss_curve(config.out / "metrics.jsonl", config.out / "loss_curve.png")
-    scores = "" if config.data.val is None else ", scores.json"
+    written = ["model.safetensors", "loss_curve.png", *([] if config.data.val is None else ["scores.json"])]
     CONSOLE.print(
-        f"\ndone. Look at {config.out}/: loss_curve.png, training_images.png, metrics.jsonl{scores}\n"
+        f"\ndone. Look at {config.out}/: {', '.join(written)}, training_images.png, metrics.jsonl\n"
         f"next:  python tools/eval_cls.py {config.out} --set eval.crops=10-crop\n"
         f'       build_backbone("{config.model.net}", weights="{config.out}"), or in the configuration of a detector\n'
         f"       backbone_weights: {config.out}",

@@ -7,20 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.progress import track
 
 from heads.detector import RCNN
-from heads.images import UnreadableImage
 from heads.predictor import Predictor
 from tools.config.detection import RunConfig
 from tools.console import CONSOLE
-from tools.data.coco import CocoData, ImageRecord
+from tools.data.coco import CocoData
 from tools.data.loader import read_checked
 from tools.devices import pick_precision
 from tools.evaluation.classes import match_categories
 from tools.evaluation.results import coco_results, write_results
 from tools.evaluation.scores import Scores, score_coco
+
+from . import runs
 
 
 def predict_results(
@@ -52,32 +52,10 @@ def predict_results(
     results: list[dict[str, Any]] = []
     batches = [records[i : i + batch_size] for i in range(0, len(records), batch_size)]
     for batch in track(batches, "score", console=CONSOLE, disable=quiet or not CONSOLE.is_terminal):
-        readable = [(record, image) for record in batch if (image := read_or_skip(record, config)) is not None]
+        readable = list(runs.read_images(read_checked, batch, config))
         for (record, _), detections in zip(readable, predictor([image for _, image in readable])):
             results += coco_results(record.image_id, detections, match.category_ids)
     return results
-
-
-def read_or_skip(record: ImageRecord, config: RunConfig) -> np.ndarray | None:
-    """Read an image of a split.
-
-    Args:
-        record: the image.
-        config: the settings; `data.on_bad_image` is used.
-
-    Returns:
-        (H, W, 3) uint8 RGB, or None if it cannot be read and `data.on_bad_image` is "skip".
-
-    Raises:
-        UnreadableImage: it cannot be read and `data.on_bad_image` is "stop".
-    """
-    try:
-        return read_checked(record)
-    except UnreadableImage as error:
-        if config.data.on_bad_image == "stop":
-            raise
-        CONSOLE.print(f"skipped: {error}", markup=False)
-        return None
 
 
 def score(detector: RCNN, results: Sequence[dict[str, Any]], data: CocoData, config: RunConfig) -> Scores:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from heads.build import assemble, check_frozen_head_norms, empty_backbone, fine_tune
 from heads.detector import RCNN
-from heads.files import load_detector
+from heads.files import load_detector, read_detector
 from resnet_backbone import WeightReport, load_weights
 from resnet_backbone.build import open_weights
 from resnet_backbone.errors import InvalidValue
@@ -177,9 +176,6 @@ def open_detector(run_or_weights: str | PathLike[str], console: Console = CONSOL
     Raises:
         UserError: as for `load_detector`.
     """
-    path = Path(run_or_weights)
-    if not path.exists():
-        return load_detector(path)[0]  # raises, with a message for detectors
-    file = open_weights(path)
+    file = read_detector(run_or_weights)
     runs.note_missing_certificate(file, console)
     return load_detector(file)[0]

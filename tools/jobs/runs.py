@@ -7,15 +7,17 @@ predict start without either.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 from rich.console import Console, RenderableType
 from torch import nn
 
+from heads.images import UnreadableImage
 from resnet_backbone.errors import AlreadyExists, InvalidValue, MissingFile
 from resnet_backbone.weights.read import WeightFile
 from tools.config.classification import ClassifierRunConfig
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     from tools.engine.tasks import Task
 
+Record = TypeVar("Record")
 TrainingConfig = RunConfig | ClassifierRunConfig
 Figures = Mapping[str, float | None]
 NOT_CHECKED = "its tensors and outputs are not checked"
@@ -197,6 +200,34 @@ def score_together(accelerator: Accelerator, results: Sequence[Any], score: Call
         figures = [score(everything)]
     broadcast_object_list(figures)
     return figures[0]
+
+
+def read_images(
+    read: Callable[[Record], np.ndarray], records: Iterable[Record], config: TrainingConfig
+) -> Iterator[tuple[Record, np.ndarray]]:
+    """Read images of a split to score or show.
+
+    Args:
+        read: reads the image of a record, (H, W, 3) uint8 RGB.
+        records: the records.
+        config: the settings; `data.on_bad_image` is used.
+
+    Yields:
+        A record and its image. With `data.on_bad_image` "skip", those that cannot be read are left out, and the reason
+        is printed.
+
+    Raises:
+        UnreadableImage: an image cannot be read and `data.on_bad_image` is "stop".
+    """
+    for record in records:
+        try:
+            image = read(record)
+        except UnreadableImage as error:
+            if config.data.on_bad_image == "stop":
+                raise
+            CONSOLE.print(f"skipped: {error}", markup=False)
+        else:
+            yield record, image
 
 
 def main_console(accelerator: Accelerator) -> Console:

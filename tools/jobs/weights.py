@@ -65,7 +65,7 @@ def convert(
     Raises:
         InvalidValue: an unknown layout, recipe or net, or a layout without keys for these weights.
         MissingFile: there are no such weights.
-        AmbiguousWeights: the source cannot be told.
+        AmbiguousWeights: the source cannot be identified.
         WeightMismatch: the weights do not fit the recipe.
         CertificateMismatch: a certified file was changed.
     """
@@ -83,13 +83,13 @@ def _convert_detector(file: WeightFile, out: Path, to: str, name: str | None, so
         raise InvalidValue(f"{to} has no detectors: give ours or {', '.join(DETECTOR_LAYOUTS)} as the layout (--to)")
     if file.meta is not None:
         detector, recipe = load_detector(file)
-        origin = str(file.meta["source"])
+        source_name = str(file.meta["source"])
     else:
         detector, recipe = _build_foreign_detector(file, name, source)
-        origin = _source_name(detector_source(file, source))
+        source_name = _source_name(detector_source(file, source))
     if to == "ours":
-        save_detector(detector, recipe, out, source=origin)
-        return f"{out}: certified file, {len(detector.class_names)} classes, source {origin}"
+        save_detector(detector, recipe, out, source=source_name)
+        return f"{out}: certified file, {len(detector.class_names)} classes, source {source_name}"
     state = to_layout(detector.state_dict(), to, detector.background)
     save_atomically(_wrap(state, to, out), out)
     settings = (
@@ -121,11 +121,11 @@ def _convert_net(file: WeightFile, out: Path, to: str, source: str | None) -> st
     if weight_source is not None and has_bottlenecks and weight_source.stride_on != net.spec.stride_on:
         net = recognise(file.state, stride_on=weight_source.stride_on)
     report = load_weights(net, file, source=source)
-    origin = _source_name(weight_source) if file.meta is None else str(file.meta["source"])
+    source_name = _source_name(weight_source) if file.meta is None else str(file.meta["source"])
     if to == "ours":
         facts = {name: file.meta[name] for name in ("kind", "class_names") if name in file.meta} if file.meta else {}
-        save_atomically(certified_content(net, source=origin, **facts), out)
-        return f"{out}: certified file, {len(report.loaded)} tensors, source {origin}"
+        save_atomically(certified_content(net, source=source_name, **facts), out)
+        return f"{out}: certified file, {len(report.loaded)} tensors, source {source_name}"
     state = body_in_layout(net.state_dict(), NET_LAYOUTS[to])
     save_atomically(_wrap(state, to, out), out)
     settings = f"{_pixel_settings(net.preprocess)}, stride on a bottleneck's {net.spec.stride_on}"
@@ -149,7 +149,7 @@ def recognise(
 
     Args:
         state: the tensors, with the keys of any project.
-        stride_on: the convolution of a bottleneck that carries the stride, which tensors do not tell.
+        stride_on: the convolution of a bottleneck that carries the stride; the tensors are the same either way.
 
     Returns:
         The net of `RESNETS`, at initial values, with batch norms; a classifier if the tensors have its linear layer.
