@@ -109,6 +109,11 @@ def test_incomplete_certificate_is_refused(path: Path, narrow: ResNetClassifier)
         load_weights(empty(narrow), edited(path, lambda state, meta: meta.pop("tensors")))
 
 
+def test_certificate_with_a_stage_that_the_net_lacks_is_refused(path: Path, narrow: ResNetClassifier) -> None:
+    with pytest.raises(CertificateMismatch, match="a stage 'keypoints' that this net lacks"):
+        load_weights(empty(narrow), edited(path, lambda state, meta: meta["fingerprint"].update(keypoints=[0.0])))
+
+
 def test_rgb_source_is_refused_for_a_bgr_file(path: Path, narrow: ResNetClassifier) -> None:
     with pytest.raises(ValueError, match="is certified as BGR, stride on the 3x3.*source='torchvision' means RGB"):
         load_weights(empty(narrow), path, source="torchvision")
