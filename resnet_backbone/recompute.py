@@ -1,7 +1,8 @@
 """Gradient checkpointing (Chen et al., arXiv:1604.06174).
 
 Only the input of every block is kept for the backward pass, which runs the block a second time. A training step takes
-about a third longer and needs less memory: 6.7 GiB instead of 12.9 GiB for the CIFAR net of 1,202 layers (docs/paper.md).
+about a third longer and needs less memory: 6.7 GiB instead of 12.9 GiB for the CIFAR net of 1,202 layers
+(docs/paper.md).
 """
 
 from __future__ import annotations
