@@ -1,0 +1,99 @@
+"""The format of a folder."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from resnet_backbone.errors import InvalidValue, did_you_mean
+
+from ..findings import BadAnnotations
+from . import coco, labelme, via, voc, yolo
+from .json_kind import json_kind
+from .structures import Folder
+from .tree import Tree, scan
+
+
+class Format(NamedTuple):
+    """A format.
+
+    Attributes:
+        title: for people.
+        find: a function from the folder, and its JSON files by kind, to the files of this format.
+        read: a function from the folder and those files to the data set.
+        looked_for: what `find` looks for.
+        is_secondary: read only where no other format is found: such files are often made from the others.
+    """
+
+    title: str
+    find: Callable[[Tree, Mapping[str, list[str]]], list[str]]
+    read: Callable[[Tree, Sequence[str]], Folder]
+    looked_for: str
+    is_secondary: bool = False
+
+
+FORMATS: dict[str, Format] = {
+    "coco": Format(
+        "COCO", lambda tree, kinds: kinds["coco"], coco.read, "a JSON with images, annotations and categories"
+    ),
+    "voc": Format("Pascal VOC", lambda tree, kinds: voc.find(tree), voc.read, "XML files with <annotation>"),
+    "yolo": Format(
+        "YOLO", lambda tree, kinds: yolo.find(tree), yolo.read, "data.yaml, or label files *.txt named as the images"
+    ),
+    "via": Format("VIA", lambda tree, kinds: kinds["via"], via.read, "a JSON of the VGG Image Annotator"),
+    "labelme": Format("labelme", lambda tree, kinds: kinds["labelme"], labelme.read, "JSON files with shapes"),
+}
+
+
+def read_folder(path: Path, kind: str | None = None) -> Folder:
+    """Recognise the format of a data set and convert it to COCO's.
+
+    Args:
+        path: the folder of images and annotations; or one annotation file (JSON, YAML, CSV) in it, to read that alone.
+        kind: the format, a key of `FORMATS`; None to recognise it.
+
+    Returns:
+        The data set.
+
+    Raises:
+        MissingFile: the path does not exist.
+        InvalidValue: the kind is unknown.
+        BadAnnotations: no format or several are found, or nothing can be read.
+    """
+    if kind is not None and kind not in FORMATS:
+        raise InvalidValue(f"kind={kind!r} is no format of annotations: {did_you_mean(kind, FORMATS)}")
+    tree = scan(Path(path))
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for name in tree.with_suffix(".json"):
+        kinds[json_kind(tree.root / name) or "other"].append(name)
+    found = {key: files for key, entry in FORMATS.items() if (files := entry.find(tree, kinds))}
+    if kind is not None:
+        if kind not in found:
+            raise BadAnnotations(f"{path}: no {FORMATS[kind].title} annotations: looked for {FORMATS[kind].looked_for}")
+        chosen = kind
+    else:
+        chosen = _choose(tree, found)
+    folder = FORMATS[chosen].read(tree, found[chosen])
+    others = [key for key in found if key != chosen]
+    notes = [f"{FORMATS[key].title} annotations are there too and were not read: {found[key][0]} ..." for key in others]
+    return Folder(folder.format, folder.splits, [*folder.notes, *notes])
+
+
+def _choose(tree: Tree, found: Mapping[str, Sequence[str]]) -> str:
+    """The format to read."""
+    primary = [key for key in found if not FORMATS[key].is_secondary]
+    if len(primary) == 1 or (not primary and len(found) == 1):
+        return (primary or list(found))[0]
+    if not found:
+        kinds = "\n".join(f"  {entry.title}: {entry.looked_for}" for entry in FORMATS.values())
+        raise BadAnnotations(
+            f"{tree.root}: no annotations were recognised among {len(tree.files):,} files ({len(tree.images):,} images). "
+            f"Give the folder that holds both images and annotations. Looked for:\n{kinds}"
+        )
+    examples = "; ".join(f"{key}: {', '.join(found[key][:2])}" for key in primary or found)
+    raise BadAnnotations(
+        f"{tree.root} holds annotations of several formats ({examples}): import the right one with "
+        "`python tools/import_data.py SRC --out DIR --format NAME` and give DIR, or move the others out of the folder"
+    )
