@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import re
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +17,7 @@ Kind = Literal["coco", "via", "labelme"]
 LABELME = (rb'"shapes"\s*:\s*\[', rb'"image(?:Path|Data|Height)"\s*:')
 VIA = (rb'"regions"\s*:\s*[\[{]', rb'"filename"\s*:', rb'"(?:file_attributes|fileref|region_attributes)"\s*:')
 COCO_PARTS = (rb'"images"\s*:\s*\[', rb'"annotations"\s*:\s*\[', rb'"categories"\s*:\s*\[')
-NAMES = re.compile(rb'"(?:file_name|coco_url)"\s*:\s*("(?:[^"\\]|\\.)*")')
+NAMES = [re.compile(rb'"%s"\s*:\s*("(?:[^"\\]|\\.)+")' % key) for key in (b"file_name", b"coco_url")]
 
 
 def json_kind(path: Path) -> Kind | None:
@@ -48,18 +50,17 @@ def image_names(path: Path, limit: int | None = 200) -> list[str]:
         limit: most names; None for all.
 
     Returns:
-        The names, in the order of the file; the end of the URL where the file has URLs instead (LVIS).
+        The names, in the order of the file; URLs where the file has these instead (LVIS).
     """
-    names: list[str] = []
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        for match in NAMES.finditer(content):
-            try:
-                names.append(str(json.loads(match[1])))
-            except ValueError:
-                continue
-            if len(names) == limit:
-                break
-    return names
+        for pattern in NAMES:
+            names = []
+            for match in islice(pattern.finditer(content), limit):
+                with contextlib.suppress(ValueError):  # no valid JSON string: the reader reports it
+                    names.append(str(json.loads(match[1])))
+            if names:
+                return names
+    return []
 
 
 def read_json(path: Path) -> Any:

@@ -89,8 +89,8 @@ def _choose(tree: Tree, found: Mapping[str, Sequence[str]]) -> str:
     if not found:
         kinds = "\n".join(f"  {entry.title}: {entry.looked_for}" for entry in FORMATS.values())
         raise BadAnnotations(
-            f"{tree.root}: no annotations were recognised among {len(tree.files):,} files ({len(tree.images):,} images). "
-            f"Give the folder that holds both images and annotations. Looked for:\n{kinds}"
+            f"{tree.root}: no annotations were recognised among {len(tree.files):,} files, {len(tree.images):,} of "
+            f"which are images. Give the folder that holds both images and annotations. Looked for:\n{kinds}"
         )
     examples = "; ".join(f"{key}: {', '.join(found[key][:2])}" for key in primary or found)
     raise BadAnnotations(

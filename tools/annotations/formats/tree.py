@@ -89,7 +89,7 @@ class Tree:
             The images that fit equally well: none, one, or several if the name is ambiguous.
         """
         parts = components(name)
-        return _nearest(self._by_name.get(parts[-1].lower(), []) if parts else [], parts, near)
+        return nearest(self._by_name.get(parts[-1].lower(), []) if parts else [], parts, near=near)
 
     def find_stem(self, name: str, *, near: str = "") -> list[str]:
         """Find an image by the stem of its file name; folders of masks and labels are not searched.
@@ -103,7 +103,7 @@ class Tree:
         """
         found = self._by_stem.get(name.lower(), [])
         found = [path for path in found if not is_mask_folder(path)] or found
-        return _nearest(found, [], near)
+        return nearest(found, near=near)
 
     def image_size(self, path: str) -> tuple[int, int]:
         """The size of an image, from its header, after its EXIF orientation.
@@ -229,8 +229,17 @@ def _grouped(paths: Iterable[str], key: Callable[[str], str]) -> dict[str, list[
     return groups
 
 
-def _nearest(found: Sequence[str], parts: Sequence[str], near: str) -> list[str]:
-    """Those of several files that fit best."""
+def nearest(found: Sequence[str], parts: Sequence[str] = (), *, near: str = "") -> list[str]:
+    """Those of several files that fit best.
+
+    Args:
+        found: files, relative to the data set's folder.
+        parts: the components of the name that was given.
+        near: the file that refers to them, relative to the same folder.
+
+    Returns:
+        The files that fit equally well.
+    """
     if len(found) < 2:
         return list(found)
     ranks = {path: _rank(path, parts, near) for path in found}
@@ -239,7 +248,7 @@ def _nearest(found: Sequence[str], parts: Sequence[str], near: str) -> list[str]
 
 
 def _rank(path: str, parts: Sequence[str], near: str) -> tuple[int, ...]:
-    """How well a file fits: agreeing components of the name, exact case, same folder, shared folders, kind of folder."""
+    """How well a file fits: agreeing components of the name, case, same folder, shared folders, kind of folder."""
     folder, near_folder = posixpath.dirname(path), posixpath.dirname(near)
     own = path.split("/")
     agree = 0

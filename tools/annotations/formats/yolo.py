@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import posixpath
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import islice
 
 from .outlines import box_of
 from .structures import Draft, DraftImage, Folder, finish, sized_image
-from .tree import Tree, stem
+from .tree import Tree, nearest, stem
 from .yolo_config import Config, find_configs, read_config
 
 LINE = re.compile(r"\s*\d+(\.0*)?(\s+[-+]?[\d.]+(e[-+]?\d+)?){4,}\s*", re.IGNORECASE)
@@ -62,8 +63,8 @@ def read(tree: Tree, files: Sequence[str]) -> Folder:
     for name, images in config.splits.items():
         draft = Draft.of(name, tree.root / config.path if config.path else tree.root)
         unlabelled = []
-        for path in images:
-            labels = label_file(path, texts)
+        label_files = label_files_of(images, texts, config)
+        for path, labels in label_files.items():
             used.add(labels)
             if labels is None:
                 unlabelled.append(path)
@@ -89,6 +90,33 @@ def read(tree: Tree, files: Sequence[str]) -> Folder:
     else:
         classes = list(config.classes.values())
     return Folder("YOLO", finish(tree, drafts, classes), config.notes)
+
+
+def label_files_of(images: Sequence[str], texts: set[str], config: Config) -> dict[str, str | None]:
+    """The label files of the images of a split.
+
+    Args:
+        images: relative to the data set's folder.
+        texts: the text files there.
+        config: of the data set. Where no image has a label file in the usual places, the files below the
+            configuration's folder are searched for the stems, and this is noted.
+
+    Returns:
+        {image: label file or None}.
+    """
+    files = {image: label_file(image, texts) for image in images}
+    if any(files.values()):
+        return files
+    base = posixpath.dirname(config.path)
+    by_stem: dict[str, list[str]] = defaultdict(list)
+    for path in texts:
+        if not base or path.startswith(f"{base}/"):
+            by_stem[stem(path)].append(path)
+    found = {image: nearest(by_stem.get(stem(image), []), near=image) for image in images}
+    files = {image: paths[0] if len(paths) == 1 else None for image, paths in found.items()}
+    if example := next((path for path in files.values() if path), None):
+        config.notes.append(f"label files are found by the images' names, such as {example}")
+    return files
 
 
 def label_file(image: str, texts: set[str]) -> str | None:
@@ -177,17 +205,13 @@ def _read_line(draft: Draft, image: DraftImage, config: Config, line: str, entry
 
 
 def _orphans(tree: Tree, drafts: Sequence[Draft], texts: Sequence[str]) -> None:
-    """Say which label files belong to no image; the objects in them are counted."""
-    if not drafts:
-        return
-    objects = 0
-    orphans = []
-    for path in texts:
+    """Say which label files were not used; the objects in those without an image are counted."""
+    for path in texts if drafts else ():
         count = sum(bool(LINE.fullmatch(line)) for line in _lines(tree, path))
-        if count:
-            objects += count
-            orphans.append(path)
-    for path in orphans:
-        fix = "add the image, or remove the file"
-        drafts[0].findings.add("dropped", "label file without an image", unit="file", entry=path, fix=fix)
-    drafts[0].lose_objects(objects, orphans[0] if orphans else "")
+        if count and tree.find_stem(stem(path)):
+            what = "label file that is not used: its image is in no split, or has another one"
+            drafts[0].findings.add("note", what, unit="file", entry=path)
+        elif count:
+            fix = "add the image, or remove the file"
+            drafts[0].findings.add("dropped", "label file without an image", unit="file", entry=path, fix=fix)
+            drafts[0].lose_objects(count, path)
