@@ -1,0 +1,250 @@
+"""Importing: what is written reads again as it was, and nothing is lost, overwritten or left half done."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from resnet_backbone.errors import AlreadyExists, InvalidValue
+from tools.annotations.findings import BadAnnotations, Findings
+from tools.annotations.formats import read_folder
+from tools.annotations.formats.classes import select_classes
+from tools.jobs import importing
+from tools.jobs.importing import ImportOptions, complete_folder, import_data
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(file=io.StringIO(), width=120, highlight=False)
+
+
+def said(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.fixture
+def yolo(tmp_path: Path) -> Callable[..., Path]:
+    """A function that writes a YOLO data set without splits: one cat and one dog or truck in every image."""
+
+    def write(num_images: int = 20, bad_line: str = "") -> Path:
+        root = tmp_path / "yolo"
+        root.mkdir()
+        rng = np.random.default_rng(0)
+        for i in range(num_images):
+            coarse = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8))
+            coarse.resize((64, 48)).save(root / f"{i:02d}.png")
+            (root / f"{i:02d}.txt").write_text(f"0 0.5 0.5 0.25 0.5\n{1 + i % 2} 0.25 0.25 0.125 0.25\n{bad_line}")
+        (root / "classes.txt").write_text("cat\ndog\ntruck\n")
+        return root
+
+    return write
+
+
+def read_objects(root: Path) -> Counter[tuple[Any, ...]]:
+    """(split, file name, class, box) of every object in the written COCO files."""
+    found: Counter[tuple[Any, ...]] = Counter()
+    for name, split in read_folder(root).splits.items():
+        content = json.loads(split.annotations.read_text())
+        images = {image["id"]: image["file_name"] for image in content["images"]}
+        assert all((split.images / image).is_file() for image in images.values())
+        classes = {category["id"]: category["name"] for category in content["categories"]}
+        for entry in content["annotations"]:
+            found[name, images[entry["image_id"]], classes[entry["category_id"]], tuple(entry["bbox"])] += 1
+    return found
+
+
+def test_every_object_is_written_once_and_reads_again_with_its_box(
+    yolo: Callable[..., Path], tmp_path: Path, console: Console
+) -> None:
+    out = tmp_path / "out"
+    import_data(yolo(), out, ImportOptions(seed=3), console)
+    found = read_objects(out)
+    assert sorted(list(key[1:]) for key in found.elements()) == sorted(
+        [f"{i:02d}.png", label, box]
+        for i in range(20)
+        for label, box in (("cat", (24, 12, 16, 24)), (("dog", "truck")[i % 2], (12, 6, 8, 12)))
+    )
+    assert Counter(key[0] for key in found.elements()) == {"train": 32, "val": 8}
+    assert "YOLO" in said(console) and "val: 4 of 20 images, seed 3" in said(console)
+    assert read_folder(out).splits["val"].images == out / "val"
+    images = {path.name: path.read_bytes() for path in (tmp_path / "yolo").glob("*.png")}
+    assert {path.name: path.read_bytes() for path in out.rglob("*.png")} == images
+
+
+def test_coco_files_keep_their_ids_and_segmentations(tmp_path: Path, console: Console) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    for split in ("train", "valid"):
+        (source / split / "deep").mkdir(parents=True)
+        Image.new("RGB", (64, 48)).save(source / split / "deep" / "a.png")
+        content = {
+            "images": [{"id": 17, "file_name": "C:\\x\\a.png", "width": 64, "height": 48}],
+            "categories": [{"id": 5, "name": "cat"}],
+            "annotations": [
+                {"id": 3, "image_id": 17, "category_id": 5, "bbox": [1, 2, 3, 4], "segmentation": [[1, 2, 4, 2, 4, 6]]}
+            ],
+        }
+        (source / split / "_annotations.coco.json").write_text(json.dumps(content))
+    import_data(source, out, ImportOptions(link=True), console)
+    content["images"][0]["file_name"] = "a.png"  # type: ignore[index]
+    for split in ("train", "val"):
+        written = json.loads((out / "annotations" / f"instances_{split}.json").read_text())
+        assert written == content
+        assert (out / split / "a.png").is_symlink() and (out / split / "a.png").is_file()
+
+
+def test_classes_are_chosen_and_merged_and_the_dropped_ones_counted(
+    yolo: Callable[..., Path], tmp_path: Path, console: Console
+) -> None:
+    out = tmp_path / "out"
+    import_data(yolo(), out, ImportOptions(classes=("thing=truck,cat",)), console)
+    assert {key[2] for key in read_objects(out)} == {"thing"} and sum(read_objects(out).values()) == 30
+    assert "dropped: 10 objects: object of a class that is not chosen (dog: 10 ...)" in said(console)
+
+
+@pytest.mark.parametrize("specs", [("cats",), ("x=cat,dgo",), ("cat", "x=cat")])
+def test_unknown_and_repeated_classes_are_errors(
+    specs: tuple[str, ...], yolo: Callable[..., Path], tmp_path: Path, console: Console
+) -> None:
+    with pytest.raises(InvalidValue, match="did you mean '(cat|dog)'|is given twice"):
+        import_data(yolo(), tmp_path / "out", ImportOptions(classes=specs), console)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_class_whose_name_holds_an_equals_sign_can_be_chosen() -> None:
+    assert importing.parse_classes(["a=b,c", "d"], ["a=b,c", "d"]) == {"a=b,c": ["a=b,c"], "d": ["d"]}
+
+
+def test_selected_content_has_new_ids_in_the_given_order_and_all_images() -> None:
+    content = {
+        "images": [{"id": 1}, {"id": 2}],
+        "categories": [{"id": 4, "name": "a"}, {"id": 9, "name": "b"}, {"id": 2, "name": "c"}],
+        "annotations": [{"id": i, "image_id": 1, "category_id": c} for i, c in enumerate((4, 9, 2, 2))],
+    }
+    findings = Findings("x")
+    chosen = select_classes(content, {"c": ["c"], "ab": ["b", "a"]}, findings)
+    assert [c["name"] for c in chosen["categories"]] == ["c", "ab"] and chosen["images"] == content["images"]
+    assert [(a["id"], a["category_id"]) for a in chosen["annotations"]] == [(0, 2), (1, 2), (2, 1), (3, 1)]
+    assert findings.count("dropped") == 0 and findings.count("note", "category") == 1
+    assert select_classes(content, {"a": ["a"]}, findings)["annotations"][0]["category_id"] == 1
+    assert findings.count("dropped") == 3
+
+
+def test_bad_entries_stop_the_import_or_are_dropped_and_counted(
+    yolo: Callable[..., Path], tmp_path: Path, console: Console
+) -> None:
+    source, out = yolo(bad_line="9 0.5 0.5 0.1 0.1\n"), tmp_path / "out"
+    with pytest.raises(BadAnnotations, match=r"20 objects: class number.*(?s:.*)--on-bad-annotation drop"):
+        import_data(source, out, ImportOptions(), console)
+    assert not out.exists()
+    import_data(source, out, ImportOptions(on_bad_annotation="drop"), console)
+    assert sum(read_objects(out).values()) == 40 and "20 objects: class number" in said(console)
+
+
+def test_images_that_a_coco_file_lists_but_are_missing_stop_the_import(tmp_path: Path, console: Console) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    Image.new("RGB", (64, 48)).save(source / "a.png")
+    images = [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "../secret.png"}]
+    annotations = [{"id": i, "image_id": i, "category_id": 1, "bbox": [1, 2, 3, 4]} for i in (1, 2)]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cat"}]}
+    (source / "c.json").write_text(json.dumps(content))
+    Image.new("RGB", (64, 48)).save(tmp_path / "secret.png")
+    with pytest.raises(BadAnnotations, match="1 image: image that is missing .image 2: ../secret.png"):
+        import_data(source, tmp_path / "out", ImportOptions(), console)
+
+
+def test_an_existing_folder_is_kept_until_the_new_one_is_complete(
+    yolo: Callable[..., Path], tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = yolo(), tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(AlreadyExists, match="--overwrite"):
+        import_data(source, out, ImportOptions(), console)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+
+        def stop(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(importing.json, "dumps", stop)
+        import_data(source, out, ImportOptions(overwrite=True), console)
+    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+    import_data(source, out, ImportOptions(overwrite=True), console)
+    assert not (out / "mine.txt").exists() and sum(read_objects(out).values()) == 40
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "yolo"]
+
+
+def test_a_folder_that_cannot_get_its_name_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name.startswith(".out-") and "old" not in self.name and target == out and self.parent == tmp_path:
+            raise OSError("disk full")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="disk full"), complete_folder(out):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and (out / "mine.txt").exists()
+
+
+@pytest.mark.parametrize("out", ["yolo", "yolo/out", "."])
+def test_a_folder_inside_the_source_or_around_it_is_refused(
+    out: str, yolo: Callable[..., Path], tmp_path: Path, console: Console
+) -> None:
+    with pytest.raises(InvalidValue, match="outside the source"):
+        import_data(yolo(), tmp_path / out, ImportOptions(overwrite=True), console)
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "tools" / "import_data.py"), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_the_command_takes_every_option(yolo: Callable[..., Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    options = (
+        "--overwrite --val-fraction 0.5 --seed 1 --link --format yolo --on-bad-annotation drop --classes cat x=dog"
+    )
+    process = start(yolo(bad_line="9 9\n"), "--out", out, *options.split())
+    printed, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert Counter((key[0], key[2]) for key in read_objects(out)) == {
+        (split, name): 5 * (2 if name == "cat" else 1) for split in ("train", "val") for name in ("cat", "x")
+    }
+    assert "images" in printed and all(path.is_symlink() for path in out.rglob("*.png"))
+
+
+def test_ctrl_c_leaves_nothing(yolo: Callable[..., Path], tmp_path: Path) -> None:
+    source = yolo()
+    for i in range(20, 3000):
+        os.link(source / "00.png", source / f"{i}.png")
+    process = start(source, "--out", tmp_path / "out", "--val-fraction", "0")
+    while process.poll() is None and not list(tmp_path.glob(".out-*/train/*")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["yolo"]
