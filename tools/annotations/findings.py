@@ -136,11 +136,12 @@ class Findings:
         """Raise if anything was refused.
 
         Raises:
-            BadAnnotations: the message lists every refused kind.
+            BadAnnotations: the message lists every refused kind, and which objects were dropped.
         """
         refused = self.of("refused")
         if refused:
             lines = [f"  {group.line().removeprefix('refused: ')}" for group in refused]
+            lines += [f"  besides, {group.line()}" for group in self.of("dropped") if group.unit == "object"]
             raise BadAnnotations("\n".join([f"{self.source} cannot be used:", *lines]))
 
 

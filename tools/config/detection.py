@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,7 +18,7 @@ from resnet_backbone.weights.sources import SOURCES, check_source_name
 
 from . import settings
 from .recipe_help import recipe_settings
-from .settings import CommonConfig, Section, TrainConfig, merge
+from .settings import CommonConfig, EvalConfig, Section, TrainConfig, merge
 
 MIN_SIDE_PX = 32  # the stride of C5
 
@@ -35,14 +35,75 @@ class SplitConfig(Section):
 
 
 class DataConfig(Section):
-    """Training and validation images, and how they are read."""
+    """Training and validation images, and how they are read. `data: FOLDER` is short for `data: {folder: FOLDER}`."""
 
+    folder: Path | None = Field(
+        None, description="data set of any known format, in place of train and val; the format is recognised"
+    )
     train: SplitConfig | None = Field(None, description="training images")
     val: SplitConfig | None = Field(None, description="validation images")
+    val_fraction: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="fraction of the training images to validate on, if there is no validation split; none: 0.2 with "
+        "data.folder, else no validation",
+    )
+    split_seed: int = Field(0, ge=0, description="random seed of the split that val_fraction makes")
+    classes: dict[str, tuple[str, ...]] | None = Field(
+        None, description="classes to use: a list of names, or {new_name: [old names to merge]}; none: all"
+    )
     empty_images: Literal["drop", "keep"] = Field("drop", description="training images without boxes")
     min_box_px: float = Field(0.0, ge=0, description="px; boxes with a side of this length or less are dropped")
     on_bad_image: Literal["stop", "skip"] = Field("stop", description="what to do if an image is missing or damaged")
+    on_bad_annotation: Literal["stop", "drop"] = Field(
+        "stop", description="what to do about malformed annotations (wrong types, lengths or sizes, not finite)"
+    )
+    box_format: Literal[
+        "auto", "xywh", "xyxy", "cxcywh", "xywh_fraction", "xyxy_fraction", "cxcywh_fraction", "outline"
+    ] = Field(
+        "auto",
+        description="how bbox is read; auto: as COCO's xywh, refused if most boxes fit another format better; outline: "
+        "the box of the outline",
+    )
+    crowds: Literal["auto", "crowds", "objects"] = Field(
+        "auto", description="how iscrowd is read; auto: as objects in a class that has nothing else"
+    )
+    outside_images: bool = Field(False, description="read images whose file_name leaves the image folder")
     workers: int = Field(2, ge=0, description="loader processes per training process; 0: load in that process")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, values: Any) -> Any:
+        """Expand `data: FOLDER`, and lists of classes."""
+        if isinstance(values, (str, Path)):
+            values = {"folder": values}
+        if not isinstance(values, dict) or values.get("classes") is None:
+            return values
+        return {**values, "classes": _expand_classes(values["classes"])}
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> DataConfig:
+        """Require either a folder or splits."""
+        if self.folder is not None and (self.train is not None or self.val is not None):
+            raise ValueError(
+                "folder replaces train and val: set data.train=null and data.val=null, or leave folder out"
+            )
+        return self
+
+
+def _expand_classes(value: Any) -> Any:
+    """A list of names as a mapping of each name to itself, and a single old name as a list."""
+    if isinstance(value, str):
+        value = [value]
+    if isinstance(value, (list, tuple)):
+        return {str(name): (str(name),) for name in value}
+    if isinstance(value, dict):
+        return {
+            str(new): tuple(map(str, old)) if isinstance(old, (list, tuple)) else (str(new if old is None else old),)
+            for new, old in value.items()
+        }
+    return value
 
 
 class InputConfig(Section):
@@ -77,6 +138,14 @@ class DetectorTrainConfig(TrainConfig):
     group_by_aspect: bool = Field(True, description="keep images that are taller than wide in batches of their own")
 
 
+class DetectorEvalConfig(EvalConfig):
+    """Evaluation during and after training."""
+
+    max_detections: int = Field(
+        100, ge=10, description="detections of a class that are scored in an image; COCO's AP is defined with 100"
+    )
+
+
 class RunConfig(CommonConfig):
     """Settings of a detection run.
 
@@ -103,6 +172,33 @@ class RunConfig(CommonConfig):
     data: DataConfig = Field(default_factory=lambda: DataConfig())
     input: InputConfig = Field(default_factory=lambda: InputConfig())
     train: DetectorTrainConfig = Field(default_factory=lambda: DetectorTrainConfig())
+    eval: DetectorEvalConfig = Field(default_factory=lambda: DetectorEvalConfig())
+
+    @classmethod
+    def inherited(cls, base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+        """Leave out the splits of a base that settings over it replace.
+
+        The validation images of one data set do not belong to the training images of another: settings that name other
+        training images do not inherit `data.val`, and `data.folder` inherits neither split.
+
+        Args:
+            base: nested settings.
+            over: nested settings that will be merged over them.
+
+        Returns:
+            The base without these splits.
+        """
+        base = super().inherited(base, over)
+        old, new = base.get("data"), over.get("data")
+        if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+            return base
+        replaced = {"train", "val"} if new.get("folder") is not None else set[str]()
+        train = new.get("train")
+        if isinstance(train, Mapping) and ("images" in train or "annotations" in train) and "val" not in new:
+            replaced.add("val")
+        if "train" in new or "val" in new:
+            replaced.add("folder")
+        return {**base, "data": {key: value for key, value in old.items() if key not in replaced}}
 
     @model_validator(mode="before")
     @classmethod

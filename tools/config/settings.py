@@ -72,7 +72,7 @@ class ScheduleConfig(Section):
     def _check_length_and_decays(self) -> ScheduleConfig:
         """Require exactly one of epochs and iters, and increasing decay fractions."""
         if (self.epochs is None) == (self.iters is None):
-            advice = "" if self.epochs is None else " (set the other one to null)"
+            advice = "" if self.epochs is None else " (schedule.epochs=null or schedule.iters=null leaves one out)"
             raise ValueError(f"epochs={self.epochs} and iters={self.iters}: give exactly one of them{advice}")
         if any(not 0 < at < 1 for at in self.decay_at) or list(self.decay_at) != sorted(self.decay_at):
             raise ValueError(f"decay_at={list(self.decay_at)}: give rising fractions of the run between 0 and 1")
@@ -118,6 +118,24 @@ class CommonConfig(Section):
     schedule: ScheduleConfig = Field(description="length of the run (epochs or iters), decay, warm-up")
     train: TrainConfig = Field(default_factory=lambda: TrainConfig())
     eval: EvalConfig = Field(default_factory=lambda: EvalConfig())
+
+    @classmethod
+    def inherited(cls, base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+        """Leave out settings of a base that make no sense with those that will be merged over it.
+
+        Args:
+            base: nested settings.
+            over: nested settings that will be merged over them.
+
+        Returns:
+            What is inherited: here everything, but for the length of the schedule, which is given in epochs or in
+            iters.
+        """
+        old, new = base.get("schedule"), over.get("schedule")
+        lengths = ("epochs", "iters")
+        if isinstance(old, Mapping) and isinstance(new, Mapping) and any(new.get(key) is not None for key in lengths):
+            return {**base, "schedule": {key: value for key, value in old.items() if key not in lengths or key in new}}
+        return dict(base)
 
     @model_validator(mode="after")
     def _check_sections_agree(self) -> CommonConfig:
@@ -169,17 +187,44 @@ def load(config_class: type[Config], path: Path | str | None, overrides: Sequenc
     Raises:
         ConfigError: a file is missing or not a mapping, its base cannot be used, or a setting is wrong.
     """
-    values: dict[str, Any] = {}
+    return validate(load_values(config_class, path, overrides), config_class)
+
+
+def load_values(
+    config_class: type[CommonConfig],
+    path: Path | str | None,
+    overrides: Sequence[str] = (),
+    base: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Collect settings without checking them: a base, a file with its bases, then the overrides.
+
+    Args:
+        config_class: kind of configuration, for example `RunConfig`.
+        path: YAML file; None for none.
+        overrides: settings such as "optimiser.lr=0.01", in the order in which they apply.
+        base: nested settings below the file; None for none.
+
+    Returns:
+        Nested settings.
+
+    Raises:
+        ConfigError: a file is missing or not a mapping, its base cannot be used, or an override is of another form.
+    """
+    values: dict[str, Any] = dict(base or {})
     if path is not None:
         if not Path(path).is_file():
             raise ConfigError(f"no configuration at {path}: {_suggest_file(Path(path).parent, Path(Path(path).name))}")
-        values = _read_with_bases(Path(path), config_class.bare_model)
+        values = merge(values, _read_with_bases(Path(path), config_class))
+    together: dict[str, Any] = {}
+    for override in overrides:
+        together = merge_override(together, override, config_class.bare_model)
+    values = config_class.inherited(values, together)
     for override in overrides:
         values = merge_override(values, override, config_class.bare_model)
-    return validate(values, config_class)
+    return values
 
 
-def _read_with_bases(path: Path, bare_model: str, inheritors: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _read_with_bases(path: Path, config_class: type[CommonConfig], inheritors: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read a file and merge it over its base; `inheritors` are the files that led to it, to detect cycles."""
     values = _read_mapping(path, inheritors)
     if "base" not in values:
@@ -189,7 +234,8 @@ def _read_with_bases(path: Path, bare_model: str, inheritors: tuple[Path, ...] =
     if base.resolve() in [file.resolve() for file in chain]:
         cycle = " -> ".join(str(file) for file in (*chain, base))
         raise ConfigError(f"{path}: its base leads back to itself ({cycle}): remove `base` from one of these files")
-    inherited = _read_with_bases(base, bare_model, chain)
+    inherited = config_class.inherited(_read_with_bases(base, config_class, chain), values)
+    bare_model = config_class.bare_model
     return merge(_expand_bare_model(inherited, bare_model), _expand_bare_model(values, bare_model))
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from heads.images import resize, resized_size
-from heads.masks import BitMasks, PolygonMasks, decode_segmentation, polygons_from
+from heads.masks import BitMasks, PolygonMasks, decode_segmentation
 from heads.structures import ImageSize, Targets
 
 from .coco import ImageRecord
@@ -104,8 +104,8 @@ class Augment:
         Returns:
             The image, (3, h, w) uint8 (float32 if `resize` is "torch"), and its targets with R boxes.
         """
-        has_polygons = all(isinstance(segmentation, list) for segmentation in record.segmentations)
-        objects = [polygons_from(s) for s in record.segmentations] if self.masks and has_polygons else []
+        has_polygons = all(isinstance(segmentation, tuple) for segmentation in record.segmentations)
+        objects = record.segmentations if self.masks and has_polygons else ()
         vertices = [polygon for polygons in objects for polygon in polygons]
         inputs: dict[str, Any] = {
             "image": image,
@@ -116,7 +116,8 @@ class Augment:
         if self.masks and not has_polygons:
             size = record.size
             inputs["masks"] = [
-                decode_segmentation(s, size.height, size.width).astype(np.uint8) for s in record.segmentations
+                decode_segmentation(coco_form(s), size.height, size.width).astype(np.uint8)
+                for s in record.segmentations
             ]
         pipeline = self._pipeline()
         pipeline.set_random_seed(seed)
@@ -137,6 +138,20 @@ class Augment:
             bbox_params=A.BboxParams(format="pascal_voc", label_fields=["rows"]),
             keypoint_params=A.KeypointParams(format="xy", remove_invisible=False),
         )
+
+
+def coco_form(segmentation: Any) -> Any:
+    """Convert an outline of `ImageRecord` to COCO's form.
+
+    Args:
+        segmentation: polygons (V, 2), or COCO's RLE.
+
+    Returns:
+        Flat lists for polygons; an RLE as it is.
+    """
+    if isinstance(segmentation, tuple):
+        return [polygon.reshape(-1).tolist() for polygon in segmentation]
+    return segmentation
 
 
 def _regroup(vertices: np.ndarray, objects: Sequence[tuple[np.ndarray, ...]], rows: np.ndarray) -> PolygonMasks:

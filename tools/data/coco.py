@@ -1,32 +1,26 @@
-"""Data sets in COCO's format, with any categories. Category ids become labels 0..K-1 here.
+"""Data sets in COCO's format, as training reads them: images with boxes, labels and outlines, without crowds.
 
-Glossary: R objects of one image, K categories. Labels follow the sorted category ids, so that they do not depend on the
-order of the file. Everything that is dropped is counted by reason.
+Glossary: N images, R objects of one image, K categories, U objects of a split. Labels follow the sorted category ids,
+so that they do not depend on the order of the file. `tools.annotations` reads and checks the files.
 """
 
 from __future__ import annotations
 
-import json
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from heads.structures import ImageSize
-from resnet_backbone.errors import MissingFile, UserError
+from tools.annotations.findings import BadAnnotations, Findings
+from tools.annotations.outlines import rle_dict
+from tools.annotations.reader import AS_COCO, ReadOptions, read_annotations
+from tools.annotations.table import NO_OUTLINE, POLYGONS, AnnotationTable, Id
 
-REQUIRED_KEYS = {
-    "images": ("id", "file_name", "height", "width"),
-    "annotations": ("image_id", "category_id", "bbox"),
-    "categories": ("id", "name"),
-}
-
-
-class BadAnnotations(UserError, ValueError):
-    """An annotation file that cannot be used. The message says where the mistake is and how to fix it."""
+SMALL_PX2, LARGE_PX2 = 32**2, 96**2  # COCO's limits of small and large objects
 
 
 @dataclass(frozen=True)
@@ -34,22 +28,24 @@ class ImageRecord:
     """One image with its R objects; crowds are not among them.
 
     Attributes:
-        image_id: COCO's image id.
+        image_id: image id as in the file.
         path: image file.
         size: size in the annotation file; the upright image must have it.
         boxes: (R, 4) float64 xyxy, pixels, clipped to the image.
         labels: (R,) int64, 0..K-1.
-        segmentations: R segmentations as in the file (polygons or RLE); None for an object without one, which only
-            data read without masks can have.
+        segmentations: R outlines: a tuple of polygons (V, 2) float64, or COCO's RLE; None for an object without one,
+            which only data read without masks can have.
+        object_ids: R annotation ids as in the file.
         crowds: number of crowd annotations left out.
     """
 
-    image_id: int
+    image_id: Id
     path: Path
     size: ImageSize
     boxes: np.ndarray
     labels: np.ndarray
     segmentations: tuple[Any, ...]
+    object_ids: tuple[Id | None, ...]
     crowds: int
 
 
@@ -58,16 +54,108 @@ class CocoData:
     """A split of a data set.
 
     Attributes:
-        records: images, sorted by id.
-        category_ids: K ids; label l is the category `category_ids[l]`.
-        class_names: K names, in the order of the labels.
-        dropped: number of dropped images and annotations, by reason.
+        table: images and objects, crowds among them, as scoring uses them.
+        min_box_px: objects with a side of this length or less are not trained on, pixels.
     """
 
-    records: tuple[ImageRecord, ...]
-    category_ids: tuple[int, ...]
-    class_names: tuple[str, ...]
-    dropped: Mapping[str, int]
+    table: AnnotationTable
+    min_box_px: float = 0.0
+
+    @property
+    def category_ids(self) -> tuple[Id, ...]:
+        """K ids; label l is the category `category_ids[l]`."""
+        return self.table.category_ids
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """K names, in the order of the labels."""
+        return self.table.class_names
+
+    @property
+    def records(self) -> Sequence[ImageRecord]:
+        """The images, sorted by id. A record is made when it is asked for."""
+        return _Records(self)
+
+    @cached_property
+    def corners(self) -> np.ndarray:
+        """Boxes of all objects, crowds among them, clipped to their images, (U, 4) xyxy, pixels."""
+        return self.table.clipped_corners()
+
+    @cached_property
+    def trained(self) -> np.ndarray:
+        """Which objects are trained on, (U,) bool: no crowds, and none of `min_box_px`."""
+        crowd = self.table.crowd[self.table.rows]
+        sides = (self.corners[:, 2:] - self.corners[:, :2]).min(axis=1, initial=np.inf)
+        return np.asarray(~crowd & (sides > self.min_box_px))
+
+    @cached_property
+    def objects_per_image(self) -> np.ndarray:
+        """Number of objects that are trained on, (N,) int64 by image."""
+        sums = np.concatenate([[0], np.cumsum(self.trained)])
+        return np.diff(sums[self.table.first_row])
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """Number of dropped images and annotations, by reason."""
+        counts = {group.what: group.count for group in self.table.findings.of("dropped")}
+        small = int((~self.trained & ~self.table.crowd[self.table.rows]).sum())
+        return counts | ({f"box side of {self.min_box_px:g} px or less": small} if small else {})
+
+    def record(self, image: int) -> ImageRecord:
+        """One image with its objects.
+
+        Args:
+            image: index of the image, 0..N-1.
+
+        Returns:
+            The record.
+        """
+        table = self.table
+        span = slice(table.first_row[image], table.first_row[image + 1])
+        kept = self.trained[span]
+        rows = table.rows[span][kept]
+        height, width = table.sizes[image].tolist()
+        return ImageRecord(
+            image_id=table.image_ids[image],
+            path=table.paths[image],
+            size=ImageSize(height=height, width=width),
+            boxes=self.corners[span][kept],
+            labels=table.labels[rows],
+            segmentations=tuple(self._outline(row, height, width) for row in rows.tolist()),
+            object_ids=tuple(table.object_ids[row] for row in rows.tolist()),
+            crowds=int(table.crowd[table.rows[span]].sum()),
+        )
+
+    def _outline(self, row: int, height: int, width: int) -> tuple[np.ndarray, ...] | dict[str, Any] | None:
+        outlines = self.table.outlines
+        if outlines.kinds[row] == NO_OUTLINE:
+            return None
+        if outlines.kinds[row] == POLYGONS:
+            return outlines.polygons(row) or None
+        return rle_dict(outlines.runs_of(row), height, width)
+
+    def for_training(self, *, keep_empty: bool) -> CocoData:
+        """Leave out images that nothing can be learned from.
+
+        Args:
+            keep_empty: keep images without objects.
+
+        Returns:
+            The split; how many images were left out is among its findings.
+
+        Raises:
+            BadAnnotations: no object is left.
+        """
+        kept = self.objects_per_image > 0
+        if not kept.any():
+            raise BadAnnotations(
+                f"{self.table.source}: no object is left to train on (dropped: {dict(self.dropped)}): lower "
+                "data.min_box_px, or correct the annotations"
+            )
+        if keep_empty or kept.all():
+            return self
+        self.table.findings.add("dropped", "image without boxes", unit="image", count=int((~kept).sum()))
+        return replace(self, table=self.table.with_images(kept))
 
     def summary(self) -> dict[str, Any]:
         """Count images, boxes, categories and dropped annotations, to print before training.
@@ -77,80 +165,79 @@ class CocoData:
             {"small", "medium", "large": count}, by COCO's areas of 32^2 and 96^2 px; "categories" {name: count};
             "image_sizes" {"min", "median", "max": "WxH"}, by area.
         """
-        labels = np.concatenate([r.labels for r in self.records] or [np.zeros(0, int)])
-        areas = [float((b[2] - b[0]) * (b[3] - b[1])) for r in self.records for b in r.boxes]
-        sizes = sorted((r.size.width * r.size.height, f"{r.size.width}x{r.size.height}") for r in self.records)
+        table, corners = self.table, self.corners[self.trained]
+        labels = table.labels[table.rows][self.trained]
+        areas = (corners[:, 2:] - corners[:, :2]).prod(axis=1)
+        by_area = table.sizes[np.lexsort((table.sizes[:, 1], table.sizes.prod(axis=1)))]
         counts = np.bincount(labels, minlength=len(self.class_names))
+        places = {"min": 0, "median": len(by_area) // 2, "max": -1}
         return {
-            "images": len(self.records),
-            "images_without_boxes": sum(len(r.boxes) == 0 for r in self.records),
+            "images": len(table.image_ids),
+            "images_without_boxes": int((self.objects_per_image == 0).sum()),
             "boxes": len(labels),
-            "crowds": sum(r.crowds for r in self.records),
+            "crowds": int(table.crowd[table.rows].sum()),
             "dropped": dict(self.dropped),
             "box_sizes": {
-                "small": sum(a < 32**2 for a in areas),
-                "medium": sum(32**2 <= a < 96**2 for a in areas),
-                "large": sum(a >= 96**2 for a in areas),
+                "small": int((areas < SMALL_PX2).sum()),
+                "medium": int(((areas >= SMALL_PX2) & (areas < LARGE_PX2)).sum()),
+                "large": int((areas >= LARGE_PX2).sum()),
             },
-            "categories": {name: int(count) for name, count in zip(self.class_names, counts)},
-            "image_sizes": {
-                "min": sizes[0][1],
-                "median": sizes[len(sizes) // 2][1],
-                "max": sizes[-1][1],
-            },
+            "categories": dict(zip(self.class_names, counts.tolist())),
+            "image_sizes": {name: f"{by_area[i][1]}x{by_area[i][0]}" for name, i in places.items()},
         }
+
+
+class _Records(Sequence[ImageRecord]):
+    """The records of a split."""
+
+    def __init__(self, data: CocoData) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data.table.image_ids)
+
+    @overload
+    def __getitem__(self, index: int) -> ImageRecord: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[ImageRecord]: ...
+
+    def __getitem__(self, index: int | slice) -> ImageRecord | list[ImageRecord]:
+        if isinstance(index, slice):
+            return [self.data.record(i) for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        return self.data.record(index % len(self))
+
+    def __iter__(self) -> Iterator[ImageRecord]:
+        return (self.data.record(i) for i in range(len(self)))
 
 
 def load_coco(
     images: Path,
-    annotations: Path,
+    annotations: Path | Mapping[str, Any],
+    options: ReadOptions = AS_COCO,
     *,
-    masks: bool = False,
     min_box_px: float = 0.0,
-    keep_empty: bool = True,
-    skip_missing: bool = False,
+    findings: Findings | None = None,
 ) -> CocoData:
-    """Read a split. Boxes are clipped to their image; crowds are left out.
+    """Read a split.
 
     Args:
         images: folder of the images.
-        annotations: COCO instances file.
-        masks: drop objects without a usable segmentation.
-        min_box_px: drop boxes with a side of this length or less, pixels. Boxes that are not finite are always dropped.
-        keep_empty: keep images without boxes.
-        skip_missing: drop images without a file instead of raising `MissingFile`.
+        annotations: COCO instances file, or its content.
+        options: how to read, as for `read_annotations`.
+        min_box_px: boxes with a side of this length or less are not trained on, pixels.
+        findings: findings of an earlier step, as for `read_annotations`.
 
     Returns:
         The images, sorted by id, with the counts of what was dropped.
 
     Raises:
-        MissingFile: the annotation file, the folder or an image does not exist.
-        BadAnnotations: the annotation file is not valid, or no image is left.
+        MissingFile: the annotation file or the folder does not exist.
+        BadAnnotations: the annotations cannot be used, or no object is left.
     """
-    content = _read(annotations)
-    if not images.is_dir():
-        raise MissingFile(f"no image folder at {images}: check data.*.images")
-    categories = sorted(content["categories"], key=lambda category: category["id"])
-    category_ids = [category["id"] for category in categories]
-    _check_unique(annotations, "category", category_ids)
-    _check_unique(annotations, "image", (image["id"] for image in content["images"]))
-    label_of = {category_id: label for label, category_id in enumerate(category_ids)}
-    by_image = _group_by_image(annotations, content, label_of)
-    dropped: Counter[str] = Counter()
-    records = []
-    for image, path in _existing_images(annotations, images, content, skip_missing, dropped):
-        record = _record(image, path, by_image[image["id"]], label_of, masks, min_box_px, dropped)
-        if len(record.boxes) or keep_empty:
-            records.append(record)
-        else:
-            dropped["image without boxes"] += 1
-    if not records:
-        raise BadAnnotations(
-            f"{annotations}: no image is left to use (dropped: {dict(dropped)}): correct the annotations or the paths, "
-            "or keep images without boxes (data.empty_images: keep)"
-        )
-    class_names = tuple(str(category["name"]) for category in categories)
-    return CocoData(tuple(records), tuple(category_ids), class_names, dict(dropped))
+    return CocoData(read_annotations(annotations, images, options, findings=findings), min_box_px)
 
 
 def restrict(data: CocoData, *, objects: tuple[int, int] | None, max_images: int | None) -> CocoData:
@@ -162,125 +249,19 @@ def restrict(data: CocoData, *, objects: tuple[int, int] | None, max_images: int
         max_images: maximum number of images; None for all.
 
     Returns:
-        A copy with the selected images.
+        The split with the selected images; how many were left out is among its findings.
 
     Raises:
         BadAnnotations: no image has such a number of objects.
     """
-    low, high = objects or (0, max((len(r.boxes) for r in data.records), default=0))
-    records = [r for r in data.records if low <= len(r.boxes) <= high][:max_images]
-    if not records:
+    counts = data.objects_per_image
+    low, high = objects or (0, int(counts.max(initial=0)))
+    kept = (counts >= low) & (counts <= high)
+    kept &= np.cumsum(kept) <= (len(kept) if max_images is None else max_images)
+    if not kept.any():
         raise BadAnnotations(f"no image has {low} to {high} objects: widen data.*.objects")
-    return replace(data, records=tuple(records))
-
-
-def _read(annotations: Path) -> dict[str, Any]:
-    """Read an annotation file and check that its entries have the required keys."""
-    if not annotations.is_file():
-        raise MissingFile(f"no annotations at {annotations}: check data.*.annotations")
-    try:
-        content = json.loads(annotations.read_text())
-    except json.JSONDecodeError as error:
-        raise BadAnnotations(
-            f"{annotations} is not complete JSON ({error}): copy it or download it again, or give a COCO instances file"
-        ) from error
-    missing_parts = [part for part in REQUIRED_KEYS if not isinstance(content, dict) or part not in content]
-    if missing_parts:
-        raise BadAnnotations(f"{annotations} lacks {missing_parts}: give a COCO instances file")
-    for part, keys in REQUIRED_KEYS.items():
-        for entry in content[part]:
-            if missing_keys := [key for key in keys if entry.get(key) is None]:
-                raise BadAnnotations(
-                    f"{annotations}: an entry of {part} lacks {missing_keys}: add them to {str(entry)[:100]}"
-                )
-    return content
-
-
-def _check_unique(annotations: Path, part: str, ids: Iterable[int]) -> None:
-    if repeated := [i for i, count in Counter(ids).items() if count > 1]:
-        raise BadAnnotations(f"{annotations}: {part} ids repeat: {repeated[:5]}: give each {part} a unique id")
-
-
-def _group_by_image(
-    annotations: Path, content: Mapping[str, Any], label_of: Mapping[int, int]
-) -> dict[int, list[Mapping[str, Any]]]:
-    """Annotations by image id; raises if an annotation refers to an image or a category that is not listed."""
-    image_ids = {image["id"] for image in content["images"]}
-    by_image: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
-    for annotation in content["annotations"]:
-        image_id, category_id = annotation["image_id"], annotation["category_id"]
-        if image_id not in image_ids or category_id not in label_of:
-            raise BadAnnotations(
-                f"{annotations}: annotation {annotation.get('id')} refers to image {image_id} and category "
-                f"{category_id}, but the file does not list both: add the missing one or remove the annotation"
-            )
-        by_image[image_id].append(annotation)
-    return by_image
-
-
-def _existing_images(
-    annotations: Path, images: Path, content: Mapping[str, Any], skip_missing: bool, dropped: Counter[str]
-) -> Iterator[tuple[Mapping[str, Any], Path]]:
-    """Images by id, with their files; counts missing files in `dropped` or raises."""
-    for image in sorted(content["images"], key=lambda image: image["id"]):
-        path = images / image["file_name"]
-        if path.is_file():
-            yield image, path
-        elif skip_missing:
-            dropped["image file missing"] += 1
-        else:
-            raise MissingFile(
-                f"{annotations.name} lists {path}, which is missing: add it, or set data.on_bad_image: skip"
-            )
-
-
-def _record(
-    image: Mapping[str, Any],
-    path: Path,
-    annotations: Sequence[Mapping[str, Any]],
-    label_of: Mapping[int, int],
-    masks: bool,
-    min_box_px: float,
-    dropped: Counter[str],
-) -> ImageRecord:
-    """One image's record; counts what it drops in `dropped`."""
-    size = ImageSize(height=int(image["height"]), width=int(image["width"]))
-    boxes, labels, segmentations, crowds = [], [], [], 0
-    for annotation in annotations:
-        if annotation.get("iscrowd", 0):
-            crowds += 1
-            continue
-        x, y, w, h = (float(v) for v in annotation["bbox"])
-        corners = np.array([x, y, x + w, y + h])
-        is_finite = np.isfinite(corners).all()  # before clipping, which moves infinite corners to the image's edges
-        corners[0::2] = corners[0::2].clip(0, size.width)
-        corners[1::2] = corners[1::2].clip(0, size.height)
-        segmentation = _usable(annotation.get("segmentation"))
-        if not is_finite:
-            dropped["box not finite"] += 1
-        elif (corners[2:] - corners[:2]).min() <= min_box_px:
-            dropped[f"box side of {min_box_px:g} px or less"] += 1
-        elif masks and segmentation is None:
-            dropped["object without an outline"] += 1
-        else:
-            boxes.append(corners)
-            labels.append(label_of[annotation["category_id"]])
-            segmentations.append(segmentation)
-    return ImageRecord(
-        image_id=int(image["id"]),
-        path=path,
-        size=size,
-        boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
-        labels=np.array(labels, dtype=np.int64),
-        segmentations=tuple(segmentations),
-        crowds=crowds,
-    )
-
-
-def _usable(segmentation: Any) -> Any:
-    """An RLE unchanged; polygons without those of fewer than three vertices; None if nothing is left."""
-    if isinstance(segmentation, dict) and "counts" in segmentation:
-        return segmentation
-    if isinstance(segmentation, list):
-        return [flat for flat in segmentation if len(flat) >= 6 and len(flat) % 2 == 0] or None
-    return None
+    if kept.all():
+        return data
+    what = f"image left out by the settings objects={objects}, max_images={max_images}"
+    data.table.findings.add("note", what, unit="image", count=int((~kept).sum()))
+    return replace(data, table=data.table.with_images(kept))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from heads.class_lists import UNUSED
 from resnet_backbone.errors import InvalidValue
+from tools.annotations.table import Id
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,14 @@ class ClassMatch:
         unmatched_dataset: categories of the data set that the model lacks. They score zero.
     """
 
-    category_ids: list[int | None]
+    category_ids: list[Id | None]
     unmatched_model: list[str]
     unmatched_dataset: list[str]
 
 
-def match_categories(model_names: Sequence[str], dataset_categories: Sequence[tuple[int, str]]) -> ClassMatch:
+def match_categories(
+    model_names: Sequence[str], dataset_categories: Sequence[tuple[Id, str]], *, model: str = "the model"
+) -> ClassMatch:
     """Match classes with categories by name, ignoring case and spaces.
 
     A class named "N/A" (torchvision's COCO models have a logit for each unused COCO id) is never matched and never
@@ -34,6 +37,7 @@ def match_categories(model_names: Sequence[str], dataset_categories: Sequence[tu
     Args:
         model_names: K class names, in the order of the labels.
         dataset_categories: (id, name) pairs.
+        model: what to call the owner of the class names in messages.
 
     Returns:
         The category id of each label, and what could not be matched.
@@ -42,15 +46,15 @@ def match_categories(model_names: Sequence[str], dataset_categories: Sequence[tu
         InvalidValue: no name matches, or a name occurs more than once on one side.
     """
     dataset_names = [name for _, name in dataset_categories]
-    _check_unique("the model's classes", (name for name in model_names if not _is_unused(name)))
+    _check_unique(f"the classes of {model}", (name for name in model_names if not _is_unused(name)))
     _check_unique("the data set's categories", dataset_names)
     id_of = {_normalise(name): category_id for category_id, name in dataset_categories}
 
     category_ids = [None if _is_unused(name) else id_of.get(_normalise(name)) for name in model_names]
     if all(category_id is None for category_id in category_ids):
         raise InvalidValue(
-            f"no class of the model is a category of the data set: the model has {_shortened(model_names)}, "
-            f"the data set has {_shortened(dataset_names)}: use the data set that the model was trained for, "
+            f"no class of {model} is a category of the data set: {model} has {_shortened(model_names)}, "
+            f"the data set has {_shortened(dataset_names)}: use the data set that {model} belongs to, "
             "or rename the classes of one of them"
         )
     used_names = {_normalise(name) for name in model_names if not _is_unused(name)}

@@ -16,13 +16,14 @@ import torch
 from heads.masks import BitMasks
 from heads.structures import Detections
 from resnet_backbone.errors import InvalidValue
+from tools.annotations.table import Id
 
 
-def coco_results(image_id: int, detections: Detections, category_ids: Sequence[int | None]) -> list[dict[str, Any]]:
+def coco_results(image_id: Id, detections: Detections, category_ids: Sequence[Id | None]) -> list[dict[str, Any]]:
     """Convert the detections of one image to COCO results.
 
     Args:
-        image_id: COCO's image id.
+        image_id: image id, as in the annotations.
         detections: R detections; masks are `BitMasks` or None.
         category_ids: K category ids by label; None for a class that the data set lacks.
 
@@ -48,8 +49,8 @@ def coco_results(image_id: int, detections: Detections, category_ids: Sequence[i
         if category_id is None:
             continue
         result = {
-            "image_id": int(image_id),
-            "category_id": int(category_id),
+            "image_id": image_id,
+            "category_id": category_id,
             "bbox": [*corners[i][:2], *sides[i]],
             "score": scores[i],
         }
@@ -80,7 +81,7 @@ def write_results(path: Path, results: Sequence[dict[str, Any]]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _check(image_id: int, detections: Detections, num_classes: int) -> None:
+def _check(image_id: Id, detections: Detections, num_classes: int) -> None:
     for name, values in (("boxes", detections.boxes), ("scores", detections.scores)):
         not_finite = sorted({index[0] for index in torch.nonzero(~torch.isfinite(values)).tolist()})
         if not_finite:

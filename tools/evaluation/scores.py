@@ -11,7 +11,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
@@ -21,9 +20,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from resnet_backbone.errors import InvalidValue
-from tools.evaluation.ground_truth import load_ground_truth, to_rle
+from tools.annotations.table import Id
+from tools.evaluation.ground_truth import GroundTruth, load_ground_truth, to_rle
 
 KINDS = ("bbox", "segm")
+MAX_DETECTIONS = 100  # detections of a class in an image that COCO scores
 # in the order of COCOeval.stats; s, m, l: areas below 32^2, up to 96^2 and above, square pixels
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -61,17 +62,34 @@ class Scores:
 
     Attributes:
         kinds: scores of "bbox" and/or "segm".
+        max_detections: detections of a class that were scored in an image.
     """
 
     kinds: dict[str, KindScores]
+    max_detections: int = MAX_DETECTIONS
 
-    def to_json(self) -> dict[str, dict[str, Any]]:
+    def label(self, figure: str) -> str:
+        """Name a figure; one that is not COCO's says so.
+
+        Args:
+            figure: one of `FIGURES`.
+
+        Returns:
+            The name, with the limit on detections if it is not COCO's.
+        """
+        if self.max_detections == MAX_DETECTIONS:
+            return figure
+        return f"{figure} with up to {self.max_detections} detections of a class (not COCO's)"
+
+    def to_json(self) -> dict[str, Any]:
         """Convert to JSON's types.
 
         Returns:
-            {"bbox": {"AP": ..., ..., "by_category": {name: {"AP": ..., "AP50": ..., "instances": ...}}}}
+            {"bbox": {"AP": ..., ..., "by_category": {name: {"AP": ..., "AP50": ..., "instances": ...}}}}, and
+            "max_detections" if the limit is not COCO's.
         """
-        return {
+        limit = {} if self.max_detections == MAX_DETECTIONS else {"max_detections": self.max_detections}
+        return limit | {
             kind: {
                 **scores.figures,
                 "by_category": {name: dict(category) for name, category in scores.by_category.items()},
@@ -81,36 +99,45 @@ class Scores:
 
 
 def score_coco(
-    ground_truth: Path | str | Mapping[str, Any],
+    ground_truth: GroundTruth,
     results: Sequence[Mapping[str, Any]],
     *,
     kinds: Sequence[str] = ("bbox",),
-    image_ids: Sequence[int] | None = None,
+    image_ids: Sequence[Id] | None = None,
+    max_detections: int = MAX_DETECTIONS,
 ) -> Scores:
     """Score results with pycocotools. The arguments are not changed, and nothing is printed.
 
     Args:
-        ground_truth: COCO instances file, or its content.
+        ground_truth: annotations that were read, a COCO instances file, or its content.
         results: COCO results. Images without results count as images without detections.
         kinds: "bbox" (boxes) and/or "segm" (masks).
         image_ids: images to score; None for all images of the ground truth.
+        max_detections: detections of a class that are scored in an image, best first. COCO's figures are defined with
+            100; with another limit, the figures called AR100 and so on use that limit.
 
     Returns:
         The scores of each kind.
 
     Raises:
         MissingFile: the ground truth does not exist.
-        InvalidValue: the ground truth, the results, `kinds` or `image_ids` cannot be used.
+        BadAnnotations: the ground truth cannot be used.
+        InvalidValue: the results, `kinds` or `image_ids` cannot be used.
     """
     _check_kinds(kinds)
-    content = load_ground_truth(ground_truth)
+    content = load_ground_truth(ground_truth, segmentations="segm" in kinds)
     selected_ids = _select_images(content, image_ids)
     _check_results(content, results)
-    return Scores({kind: _score_kind(kind, content, results, selected_ids) for kind in kinds})
+    by_kind = {kind: _score_kind(kind, content, results, selected_ids, max_detections) for kind in kinds}
+    return Scores(by_kind, max_detections)
 
 
 def _score_kind(
-    kind: str, ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], image_ids: list[int]
+    kind: str,
+    ground_truth: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    image_ids: list[Id],
+    max_detections: int,
 ) -> KindScores:
     images = {image["id"]: image for image in ground_truth["images"]}
     if kind == "segm":
@@ -127,15 +154,24 @@ def _score_kind(
             kind,
         )
         evaluation.params.imgIds = image_ids
+        evaluation.params.maxDets = [1, 10, max_detections]
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
-    figures = {name: _defined(value) for name, value in zip(FIGURES, evaluation.stats, strict=True)}
-    return KindScores(figures, _by_category(ground_truth, evaluation, set(image_ids)))
+    return KindScores(_figures(evaluation), _by_category(ground_truth, evaluation, set(image_ids)))
+
+
+def _figures(evaluation: COCOeval) -> dict[str, float | None]:
+    """The twelve figures; COCOeval.summarize computes AP for a limit of 100 detections only."""
+    precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]  # (T, P, K, A, M), (T, K, A, M)
+    values = [precision[..., 0, -1], precision[0, ..., 0, -1], precision[5, ..., 0, -1]]
+    values += [precision[..., area, -1] for area in (1, 2, 3)]
+    values += [recall[..., 0, limit] for limit in (0, 1, 2)]
+    values += [recall[..., area, -1] for area in (1, 2, 3)]
+    return {name: _mean(v) for name, v in zip(FIGURES, values, strict=True)}
 
 
 def _by_category(
-    ground_truth: Mapping[str, Any], evaluation: COCOeval, image_ids: set[int]
+    ground_truth: Mapping[str, Any], evaluation: COCOeval, image_ids: set[Id]
 ) -> dict[str, CategoryScores]:
     scored = [a for a in ground_truth["annotations"] if a["image_id"] in image_ids and not a["iscrowd"]]
     counts = Counter(annotation["category_id"] for annotation in scored)
@@ -194,7 +230,7 @@ def _check_kinds(kinds: Sequence[str]) -> None:
         raise InvalidValue(f"kinds is {kinds!r}: give a tuple of one or both of {KINDS}")
 
 
-def _select_images(ground_truth: Mapping[str, Any], image_ids: Sequence[int] | None) -> list[int]:
+def _select_images(ground_truth: Mapping[str, Any], image_ids: Sequence[Id] | None) -> list[Id]:
     known_ids = {image["id"] for image in ground_truth["images"]}
     if image_ids is None:
         return sorted(known_ids)
@@ -217,15 +253,15 @@ def _check_results(ground_truth: Mapping[str, Any], results: Sequence[Mapping[st
     _check_known("category ids of the results", {result["category_id"] for result in results} - category_ids)
 
 
-def _check_known(what: str, unknown_ids: set[int]) -> None:
+def _check_known(what: str, unknown_ids: set[Id]) -> None:
     if unknown_ids:
         raise InvalidValue(
-            f"{what}: {sorted(unknown_ids)[:5]} are not in the ground truth ({len(unknown_ids)} in all): "
+            f"{what}: {sorted(unknown_ids, key=str)[:5]} are not in the ground truth ({len(unknown_ids)} in all): "
             "use the data set that the results were made on"
         )
 
 
-def _check_segmentations(ground_truth: Mapping[str, Any], image_ids: set[int]) -> None:
+def _check_segmentations(ground_truth: Mapping[str, Any], image_ids: set[Id]) -> None:
     for annotation in ground_truth["annotations"]:
         if annotation["image_id"] in image_ids and not annotation.get("segmentation"):
             raise InvalidValue(
@@ -235,9 +271,5 @@ def _check_segmentations(ground_truth: Mapping[str, Any], image_ids: set[int]) -
 
 
 def _mean(values: npt.NDArray[np.float64]) -> float | None:
-    defined = values[values > -1]
+    defined = values[values > -1]  # COCOeval gives -1 for undefined values
     return float(defined.mean()) if defined.size else None
-
-
-def _defined(value: float) -> float | None:
-    return None if value < 0 else float(value)  # COCOeval gives -1 for undefined figures

@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from tools.evaluation.scores import FIGURES, Scores
+from tools.evaluation.scores import FIGURES, MAX_DETECTIONS, Scores
 
 
 def scores_table(scores: Scores) -> Group:
@@ -30,7 +30,10 @@ def percent(fraction: float | None) -> str:
 
 
 def _figures_table(scores: Scores) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title="COCO scores, %")
+    title = "COCO scores, %"
+    if scores.max_detections != MAX_DETECTIONS:
+        title = f"scores with up to {scores.max_detections} detections of a class in an image, not COCO's, %"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=title)
     table.add_column("")
     for name in FIGURES:
         table.add_column(name, justify="right", no_wrap=True)

@@ -28,9 +28,10 @@ from tools.report.curves import write_loss_curve
 from tools.report.summary import data_summary_table
 
 from . import runs
+from .detection_data import Data, load_data, load_train, load_val
 from .detection_pictures import detections_to_json, draw_detections, write_prediction_page, write_training_page
-from .detection_scores import predict_results, score, write_scores
-from .detection_setup import load_split, load_train, load_val, make_detector, open_detector, training_images
+from .detection_scores import Predicted, predict_results, score, write_scores
+from .detection_setup import make_detector, open_detector, training_images
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Prediction",
     "evaluate",
+    "load_data",
     "load_run_config",
-    "load_split",
     "load_train",
     "load_val",
     "make_detector",
@@ -75,10 +76,11 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
     with runs.started(config, resume=resume, overwrite=overwrite) as accelerator:
         console = runs.main_console(accelerator)
         torch.manual_seed(config.train.seed)
-        data = load_train(config)
+        splits = load_data(config)
+        data, val = splits.train, splits.val
+        assert data is not None
         if accelerator.is_main_process:
-            _show_data(data, config)
-        val = load_val(config) if config.data.val is not None else None
+            _show_data(splits, config)
         detector = make_detector(config, data, console).to(accelerator.device)
         runs.fit(
             detector,
@@ -151,10 +153,11 @@ def evaluate(
     if config is None:
         config = load_run_config(run_or_weights)
     detector = open_detector(run_or_weights).to(pick_device(config.train.device))
-    data = load_val(config)
-    results = predict_results(detector, data, config)
-    scores = score(detector, results, data, config)
-    write_scores(run_folder(run_or_weights) if out is None else Path(out), results, scores)
+    data = load_val(config, masks="mask" in detector.instance_heads)
+    Data(None, data).say(CONSOLE)
+    predicted = predict_results(detector, data, config)
+    scores = score(detector, predicted, data, config)
+    write_scores(run_folder(run_or_weights) if out is None else Path(out), predicted.results, scores)
     return scores
 
 
@@ -222,11 +225,15 @@ def predict(
     return predictions
 
 
-def _show_data(data: CocoData, config: RunConfig) -> None:
-    """Print the summary of the data, and write data.txt and a page of augmented training images."""
-    runs.print_and_save(data_summary_table(data.summary()), config.out / "data.txt", CONSOLE)
+def _show_data(splits: Data, config: RunConfig) -> None:
+    """Print what was found in the data and their summary, and write data.txt and a page of augmented images."""
+    assert splits.train is not None
+    splits.say(CONSOLE)
+    runs.print_and_save(data_summary_table(splits.train.summary()), config.out / "data.txt", CONSOLE)
+    with open(config.out / "data.txt", "a", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in splits.lines())
     path = config.out / "training_images.png"
-    write_training_page(path, training_images(config, data), data, seed=config.train.seed)
+    write_training_page(path, training_images(config, splits.train), splits.train, seed=config.train.seed)
     CONSOLE.print(f"look at {path}: are the boxes around the objects?", markup=False)
 
 
@@ -235,17 +242,18 @@ def _score_in_training(
 ) -> runs.Figures:
     """Score with all processes; the main one prints a table and writes results.json and scores.json."""
 
-    def score_all(results: list[Any]) -> runs.Figures:
-        scores = score(detector, results, data, config)
-        write_scores(config.out, results, scores)
+    def score_all(parts: list[Any]) -> runs.Figures:
+        predicted = Predicted.joined(parts)
+        scores = score(detector, predicted, data, config)
+        write_scores(config.out, predicted.results, scores)
         console.print(scores_table(scores))
         return {
             f"{kind}/{name}": kinds.figures[name] for kind, kinds in scores.kinds.items() for name in ("AP", "AP50")
         }
 
     rank, world = accelerator.process_index, accelerator.num_processes
-    results = predict_results(detector, data, config, rank=rank, world=world, quiet=True)
-    return runs.score_together(accelerator, results, score_all)
+    predicted = predict_results(detector, data, config, rank=rank, world=world, quiet=True)
+    return runs.score_together(accelerator, [predicted], score_all)
 
 
 def _finish(detector: RCNN, data: CocoData | None, config: RunConfig) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.progress import track
 
 from heads.detector import RCNN
+from heads.images import UnreadableImage
 from heads.predictor import Predictor
+from tools.annotations.table import Id
 from tools.config.detection import RunConfig
 from tools.console import CONSOLE
 from tools.data.coco import CocoData
@@ -23,9 +26,34 @@ from tools.evaluation.scores import Scores, score_coco
 from . import runs
 
 
+@dataclass(frozen=True)
+class Predicted:
+    """Detections to score.
+
+    Attributes:
+        results: detections in COCO's format.
+        unreadable: ids of the images that could not be read. They are not scored.
+    """
+
+    results: list[dict[str, Any]]
+    unreadable: list[Id]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Predicted]) -> Predicted:
+        """Join the detections of all processes.
+
+        Args:
+            parts: one per process.
+
+        Returns:
+            All of them.
+        """
+        return cls([result for p in parts for result in p.results], [i for p in parts for i in p.unreadable])
+
+
 def predict_results(
     detector: RCNN, data: CocoData, config: RunConfig, *, rank: int = 0, world: int = 1, quiet: bool = False
-) -> list[dict[str, Any]]:
+) -> Predicted:
     """Detect objects in the images of a split, or in the share of one process.
 
     Args:
@@ -38,7 +66,7 @@ def predict_results(
         quiet: show no progress.
 
     Returns:
-        Results in COCO's format. Images that cannot be read have none with `data.on_bad_image` "skip".
+        The detections. With `data.on_bad_image` "skip", images that cannot be read are listed.
 
     Raises:
         UnreadableImage: an image cannot be read and `data.on_bad_image` is "stop".
@@ -49,31 +77,47 @@ def predict_results(
     batch_size = config.eval.batch_size
     predictor = Predictor(detector, precision=precision, batch_size=batch_size)
     records = data.records[rank::world]
-    results: list[dict[str, Any]] = []
+    predicted = Predicted([], [])
     batches = [records[i : i + batch_size] for i in range(0, len(records), batch_size)]
     for batch in track(batches, "score", console=CONSOLE, disable=quiet or not CONSOLE.is_terminal):
         readable = list(runs.read_images(read_checked, batch, config))
         for (record, _), detections in zip(readable, predictor([image for _, image in readable])):
-            results += coco_results(record.image_id, detections, match.category_ids)
-    return results
+            predicted.results.extend(coco_results(record.image_id, detections, match.category_ids))
+        read = {record.image_id for record, _ in readable}
+        predicted.unreadable.extend(record.image_id for record in batch if record.image_id not in read)
+    return predicted
 
 
-def score(detector: RCNN, results: Sequence[dict[str, Any]], data: CocoData, config: RunConfig) -> Scores:
-    """Score results with COCO-eval.
+def score(detector: RCNN, predicted: Predicted, data: CocoData, config: RunConfig) -> Scores:
+    """Score results with COCO-eval, on the objects that training uses, and on crowds as COCO-eval does.
 
     Args:
         detector: the detector; masks are scored if it has a mask head.
-        results: what `predict_results` returned, of all processes.
+        predicted: what `predict_results` returned, of all processes.
         data: the split.
-        config: the settings; `data.val` names the annotations.
+        config: the settings; `eval.max_detections` is used.
 
     Returns:
         The scores of boxes, and of masks.
+
+    Raises:
+        UnreadableImage: no image could be read.
     """
-    assert config.data.val is not None
     kinds = ("bbox", "segm") if "mask" in detector.instance_heads else ("bbox",)
-    image_ids = [record.image_id for record in data.records]
-    return score_coco(config.data.val.annotations, results, kinds=kinds, image_ids=image_ids)
+    unreadable = set(predicted.unreadable)
+    image_ids = [image_id for image_id in data.table.image_ids if image_id not in unreadable]
+    if not image_ids:
+        raise UnreadableImage(f"none of the {len(unreadable)} images of {data.table.source} can be read: replace them")
+    if unreadable:
+        total = len(data.table.image_ids)
+        CONSOLE.print(f"not scored: {len(unreadable)} of {total} images, which cannot be read", markup=False)
+    return score_coco(
+        data.table,
+        predicted.results,
+        kinds=kinds,
+        image_ids=image_ids,
+        max_detections=config.eval.max_detections,
+    )
 
 
 def write_scores(folder: Path, results: Sequence[dict[str, Any]], scores: Scores) -> None:

@@ -1,11 +1,10 @@
-"""What detection jobs start from: the splits of a data set, augmented training images, and detectors."""
+"""What detection jobs start from: augmented training images, and detectors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
-from typing import Any
 
 from rich.console import Console
 
@@ -15,75 +14,13 @@ from heads.files import load_detector, read_detector
 from resnet_backbone import WeightReport, load_weights
 from resnet_backbone.build import open_weights
 from resnet_backbone.errors import InvalidValue
-from tools.config.detection import RunConfig, SplitConfig
+from tools.config.detection import RunConfig
 from tools.console import CONSOLE
-from tools.data.coco import CocoData, load_coco, restrict
+from tools.data.coco import CocoData
 from tools.data.loader import TrainingImages
 from tools.report.weights import weights_table
 
 from . import runs
-
-
-def load_train(config: RunConfig) -> CocoData:
-    """Read the training split.
-
-    Args:
-        config: the settings; `data` is used, and whether the model has masks.
-
-    Returns:
-        The split.
-
-    Raises:
-        InvalidValue: there is no training split in the settings.
-        MissingFile: as for `load_coco`.
-        BadAnnotations: as for `load_coco`.
-    """
-    if config.data.train is None:
-        raise InvalidValue("there is nothing to train on: set data.train.images and data.train.annotations")
-    return load_split(
-        config.data.train,
-        masks=config.model.mask is not None,
-        min_box_px=config.data.min_box_px,
-        keep_empty=config.data.empty_images == "keep",
-        skip_missing=config.data.on_bad_image == "skip",
-    )
-
-
-def load_val(config: RunConfig) -> CocoData:
-    """Read the validation split, with its images without objects: a detection there is a false positive.
-
-    Args:
-        config: the settings; `data` is used.
-
-    Returns:
-        The split.
-
-    Raises:
-        InvalidValue: there is no validation split in the settings.
-        MissingFile: as for `load_coco`.
-        BadAnnotations: as for `load_coco`.
-    """
-    if config.data.val is None:
-        raise InvalidValue("there is nothing to score on: set data.val.images and data.val.annotations")
-    return load_split(config.data.val, skip_missing=config.data.on_bad_image == "skip")
-
-
-def load_split(split: SplitConfig, **options: Any) -> CocoData:
-    """Read a split, restricted to the number of objects and images in its settings.
-
-    Args:
-        split: the settings of the split.
-        **options: as for `load_coco`.
-
-    Returns:
-        The split.
-
-    Raises:
-        MissingFile: as for `load_coco`.
-        BadAnnotations: as for `load_coco`.
-    """
-    data = load_coco(split.images, split.annotations, **options)
-    return restrict(data, objects=split.objects, max_images=split.max_images)
 
 
 def training_images(config: RunConfig, data: CocoData, resize: str = "pillow") -> TrainingImages:

@@ -172,6 +172,38 @@ def recognise(
     raise InvalidValue(f"these tensors belong to no known net ({', '.join(RESNETS)}) and to no detector")
 
 
+def recognise_body(file: WeightFile) -> tuple[str, list[str]]:
+    """Find the net and the sources that the weights of a backbone or classifier fit.
+
+    Args:
+        file: what `open_weights` returned.
+
+    Returns:
+        The row of `RESNETS`; the sources (keys of `SOURCES`) that the keys fit, torchvision first if it is one. One
+        source if the file tells it, none for a file of this project.
+
+    Raises:
+        InvalidValue: the file is another project's detector, or belongs to no known net.
+    """
+    layout = layout_of(file.state) if file.meta is None else None
+    if layout is not None:
+        raise InvalidValue(
+            f"{file} is a detector with {layout}'s keys: convert it with tools/convert_weights.py, and give the result"
+        )
+    net = recognise(file.state)
+    rows = {name: row.depths for name, row in RESNETS.items() if row.block is net.spec.block}
+    name = next(name for name, depths in rows.items() if depths == net.spec.depths and name.startswith("resnet"))
+    if file.meta is not None:
+        return name, []
+    candidates = net.to_native_keys(file.state).candidates
+    if not candidates:
+        return name, []
+    try:
+        return name, [resolve_source(candidates, source=None, content=file.content, path=file.path)]
+    except AmbiguousWeights:
+        return name, sorted(candidates, key=lambda source: source != "torchvision")
+
+
 def _body_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Shapes without those of the linear layer and the counters of batch norms."""
     return {k: shape for k, shape in shapes.items() if not k.startswith("fc.") and "num_batches_tracked" not in k}

@@ -15,6 +15,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from heads import BitMasks, ImageSize, PolygonMasks, Targets
+from heads.masks import polygons_from
+from tools.annotations.reader import ReadOptions
 from tools.data.augment import Augment
 from tools.data.coco import ImageRecord, load_coco
 from tools.data.loader import read_checked
@@ -56,7 +58,8 @@ def scene(
         size=ImageSize(height=height, width=width),
         boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
         labels=np.arange(len(boxes)),
-        segmentations=tuple(segmentations),
+        segmentations=tuple(polygons_from(s) if isinstance(s, list) else s for s in segmentations),
+        object_ids=tuple(range(len(segmentations))),
         crowds=0,
     )
     return image, record
@@ -194,8 +197,8 @@ def test_targets_have_no_masks_unless_requested(kind: str) -> None:
 def test_the_smallest_objects_are_kept() -> None:
     image, record = scene([], 400, 600)
     boxes = np.array([[10.2, 10.2, 10.7, 10.9], [0, 0, 600, 400], [599.5, 399.5, 600, 400]])
-    outlines = [[[x1, y1, x2, y1, x2, y2]] for x1, y1, x2, y2 in boxes.tolist()]
-    record = ImageRecord(1, record.path, record.size, boxes, np.array([2, 0, 1]), tuple(outlines), 0)
+    outlines = [polygons_from([[x1, y1, x2, y1, x2, y2]]) for x1, y1, x2, y2 in boxes.tolist()]
+    record = ImageRecord(1, record.path, record.size, boxes, np.array([2, 0, 1]), tuple(outlines), (1, 2, 3), 0)
     for flip in (0.0, 1.0):
         _, targets = Augment((100,), 400, flip, masks=True)(image, record, seed=0)
         assert targets.labels.tolist() == [2, 0, 1]
@@ -207,7 +210,9 @@ def test_the_smallest_objects_are_kept() -> None:
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_real_images_agree_with_torchvisions_transforms(flip: bool, coco_mini: Path) -> None:
-    data = load_coco(coco_mini / "val2017", coco_mini / "annotations" / "instances_val2017.json", masks=True)
+    data = load_coco(
+        coco_mini / "val2017", coco_mini / "annotations" / "instances_val2017.json", ReadOptions(masks=True)
+    )
     augment = Augment((200,), 300, float(flip), masks=True)
     polygon_images = 0
     for record in data.records[:10]:
@@ -221,8 +226,8 @@ def test_real_images_agree_with_torchvisions_transforms(flip: bool, coco_mini: P
             polygon_images += 1
             scale = np.array([pixels.shape[2] / record.size.width, pixels.shape[1] / record.size.height])
             for polygons, originals in zip(targets.masks.polygons, record.segmentations, strict=True):
-                for moved, flat in zip(polygons, originals, strict=True):
-                    points = np.array(flat).reshape(-1, 2) * scale
+                for moved, original in zip(polygons, originals, strict=True):
+                    points = original * scale
                     points[:, 0] = pixels.shape[2] - points[:, 0] if flip else points[:, 0]
                     assert max_difference(moved, points) <= 1e-3
     assert polygon_images >= 6

@@ -11,7 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tools.data.coco import BadAnnotations, CocoData, load_coco, restrict
+from tools.annotations.findings import BadAnnotations
+from tools.annotations.reader import ReadOptions
+from tools.data.coco import CocoData, load_coco, restrict
+
+MASKS = ReadOptions(masks=True)
 
 # ids neither contiguous nor sorted
 CATEGORIES = [{"id": 50, "name": "ship"}, {"id": 7, "name": "cat"}, {"id": 12, "name": "tree"}]
@@ -57,20 +61,20 @@ def test_labels_follow_the_category_ids_and_records_the_image_ids(write: Callabl
 
 def test_crowds_are_left_out_and_counted(write: Callable[..., tuple[Path, Path]]) -> None:
     crowd = annotation(4, 7, [0, 0, 50, 50], iscrowd=1, segmentation={"size": [60, 80], "counts": [0, 4800]})
-    data = load_coco(*write([crowd, annotation(4, 7, [1, 1, 5, 5]), {**crowd, "image_id": 9}]), masks=True)
+    data = load_coco(*write([crowd, annotation(4, 7, [1, 1, 5, 5]), {**crowd, "image_id": 9}]), MASKS)
     assert [len(record.boxes) for record in data.records] == [1, 0]
     assert [record.crowds for record in data.records] == [1, 1]
     assert data.summary()["crowds"] == 2 and data.summary()["boxes"] == 1
 
 
 BAD_BOXES = [
-    ([10, 10, 0, 5], "box side of 0 px or less"),
-    ([10, 10, 5, -3], "box side of 0 px or less"),
-    ([80, 0, 10, 10], "box side of 0 px or less"),  # beyond the right edge
-    ([-20, -20, 15, 15], "box side of 0 px or less"),
-    ([float("nan"), 0, 5, 5], "box not finite"),
-    ([0, 0, float("inf"), 5], "box not finite"),
-    ([0, float("-inf"), 5, float("inf")], "box not finite"),
+    ([10, 10, 0, 5], "box of no area inside its image"),
+    ([10, 10, 5, -3], "box of no area inside its image"),
+    ([80, 0, 10, 10], "box of no area inside its image"),  # beyond the right edge
+    ([-20, -20, 15, 15], "box of no area inside its image"),
+    ([float("nan"), 0, 5, 5], "bbox with a value that is not finite or beyond any image"),
+    ([0, 0, float("inf"), 5], "bbox with a value that is not finite or beyond any image"),
+    ([0, float("-inf"), 5, float("inf")], "bbox with a value that is not finite or beyond any image"),
 ]
 
 
@@ -78,7 +82,8 @@ BAD_BOXES = [
 def test_a_box_that_is_empty_or_not_finite_is_dropped_with_a_count(
     box: list[float], reason: str, write: Callable[..., tuple[Path, Path]]
 ) -> None:
-    data = load_coco(*write([annotation(4, 7, box), annotation(4, 7, [1, 1, 5, 5])]))
+    options = ReadOptions(on_bad_annotation="drop")
+    data = load_coco(*write([annotation(4, 7, box), annotation(4, 7, [1, 1, 5, 5])]), options)
     assert boxes_of(data) == [[[1, 1, 6, 6]], []]
     assert dict(data.dropped) == {reason: 1}
 
@@ -101,20 +106,23 @@ def test_objects_without_an_outline_are_dropped_if_masks_are_needed(
 ) -> None:
     unusable = [[], [[]], [[1, 1, 2, 2]], None]
     files = write([annotation(4, 7, [0, 0, 20, 20], segmentation=s) for s in [*unusable, SQUARE, [[3, 3], *SQUARE]]])
-    with_masks = load_coco(*files, masks=True)
-    assert dict(with_masks.dropped) == {"object without an outline": 4}
-    assert with_masks.records[0].segmentations == (SQUARE, SQUARE)
+    with_masks = load_coco(*files, MASKS)
+    reasons = {"object without an outline, which a model with masks needs": 2, "outline of fewer than three points": 2}
+    assert dict(with_masks.dropped) == reasons
+    outlines = [[polygon.reshape(-1).tolist() for polygon in s] for s in with_masks.records[0].segmentations]
+    assert outlines == [SQUARE, SQUARE]
     assert len(load_coco(*files).records[0].boxes) == 6
 
 
 def test_images_without_boxes_are_kept_by_default(write: Callable[..., tuple[Path, Path]]) -> None:
     files = write([annotation(9, 7, [0, 0, 5, 5])])
-    kept, dropped = load_coco(*files), load_coco(*files, keep_empty=False)
+    kept = load_coco(*files)
+    dropped = load_coco(*files).for_training(keep_empty=False)
     assert [len(record.boxes) for record in kept.records] == [0, 1]
     assert [record.image_id for record in dropped.records] == [9]
     assert dict(dropped.dropped) == {"image without boxes": 1}
-    with pytest.raises(BadAnnotations, match="no image is left"):
-        load_coco(*write([]), keep_empty=False)
+    with pytest.raises(BadAnnotations, match="no object"):
+        load_coco(*write([]))
 
 
 def test_a_missing_image_is_an_error_or_is_skipped_with_a_count(
@@ -122,19 +130,20 @@ def test_a_missing_image_is_an_error_or_is_skipped_with_a_count(
 ) -> None:
     files = write([annotation(4, 7, [0, 0, 5, 5]), annotation(9, 7, [0, 0, 5, 5])])
     (files[0] / "9.png").unlink()
-    with pytest.raises(FileNotFoundError, match="9.png, which is missing.*on_bad_image: skip"):
+    with pytest.raises(BadAnnotations, match="1 image: image file missing.*9.png.*on_bad_image: skip"):
         load_coco(*files)
-    data = load_coco(*files, skip_missing=True)
+    data = load_coco(*files, ReadOptions(on_bad_image="skip"))
     assert [record.image_id for record in data.records] == [4]
-    assert dict(data.dropped) == {"image file missing": 1}
+    missing = f"image file missing from {files[0]} (of 2)"
+    assert dict(data.dropped) == {missing: 1, "object of an image that is left out": 1}
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ('{"images": [', "is not complete JSON.*again"),
-        ("[]", r"lacks \['images', 'annotations', 'categories'\]"),
-        ('{"images": [], "annotations": []}', r"lacks \['categories'\]"),
+        ("[]", "holds a list, as result files do, not the lists images, annotations, categories"),
+        ('{"images": [], "annotations": []}', r"has \['images', 'annotations'\], but no 'categories'"),
     ],
 )
 def test_a_file_that_is_no_coco_file_is_an_error_with_its_name(
@@ -155,33 +164,42 @@ def test_missing_paths_are_errors_with_their_name(write: Callable[..., tuple[Pat
 
 
 @pytest.mark.parametrize(("image_id", "category_id"), [(5, 7), (4, 8)])
-def test_an_annotation_of_an_unlisted_image_or_category_is_an_error(
+def test_an_annotation_of_an_unlisted_image_is_counted_and_one_of_an_unlisted_category_an_error(
     image_id: int, category_id: int, write: Callable[..., tuple[Path, Path]]
 ) -> None:
-    with pytest.raises(BadAnnotations, match=f"annotation 1 refers to image {image_id} and category {category_id}"):
-        load_coco(*write([annotation(4, 7, [0, 0, 5, 5]), annotation(image_id, category_id, [0, 0, 5, 5])]))
+    files = write([annotation(4, 7, [0, 0, 5, 5]), annotation(image_id, category_id, [0, 0, 5, 5])])
+    if image_id == 5:
+        assert dict(load_coco(*files).dropped) == {"annotation of an image that the file does not list": 1}
+    else:
+        with pytest.raises(BadAnnotations, match=r"category that the file does not list \(annotation 1: category 8\)"):
+            load_coco(*files)
 
 
 def test_repeated_ids_are_errors(write: Callable[..., tuple[Path, Path]]) -> None:
-    with pytest.raises(BadAnnotations, match=r"category ids repeat: \[7\]"):
+    with pytest.raises(BadAnnotations, match=r"category id that repeats \(id 7\)"):
         load_coco(*write([], categories=[*CATEGORIES, {"id": 7, "name": "dog"}]))
     image = {"id": 9, "file_name": "4.png", "height": 60, "width": 80}
-    with pytest.raises(BadAnnotations, match=r"image ids repeat: \[9\]"):
+    with pytest.raises(BadAnnotations, match=r"image id that repeats \(image 9\)"):
         load_coco(*write([], images=[image, {**image, "file_name": "9.png"}]))
 
 
 @pytest.mark.parametrize(
-    ("part", "key"),
-    [("images", "height"), ("images", "file_name"), ("annotations", "bbox"), ("annotations", "category_id")],
+    ("part", "key", "message"),
+    [
+        ("images", "file_name", "1 image: image without a file_name"),
+        ("annotations", "image_id", "1 object: image_id that is missing"),
+        ("annotations", "category_id", "1 object: category_id that is missing"),
+        ("categories", "name", "1 category: category without a name"),
+    ],
 )
 def test_an_entry_without_a_required_key_is_an_error(
-    part: str, key: str, write: Callable[..., tuple[Path, Path]]
+    part: str, key: str, message: str, write: Callable[..., tuple[Path, Path]]
 ) -> None:
-    folder, path = write([annotation(4, 7, [0, 0, 5, 5])])
+    folder, path = write([annotation(4, 7, [0, 0, 5, 5]), annotation(9, 7, [0, 0, 5, 5])])
     content = json.loads(path.read_text())
     del content[part][0][key]
     path.write_text(json.dumps(content))
-    with pytest.raises(BadAnnotations, match=rf"an entry of {part} lacks \['{key}'\]"):
+    with pytest.raises(BadAnnotations, match=message):
         load_coco(folder, path)
 
 
@@ -202,7 +220,7 @@ def test_restrict_selects_by_number_of_objects_then_by_id(write: Callable[..., t
 def test_every_annotation_of_real_images_is_accounted_for(
     split: str, images: int, annotations: int, crowds: int, masks: bool, coco_mini: Path
 ) -> None:
-    data = load_coco(coco_mini / split, coco_mini / "annotations" / f"instances_{split}.json", masks=masks)
+    data = load_coco(coco_mini / split, coco_mini / "annotations" / f"instances_{split}.json", ReadOptions(masks=masks))
     summary = data.summary()
     assert (summary["images"], summary["crowds"]) == (images, crowds)
     assert summary["boxes"] + summary["crowds"] + sum(data.dropped.values()) == annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +16,23 @@ from PIL import Image
 
 from heads import BitMasks, ImageSize, PolygonMasks
 from heads.images import UnreadableImage
+from heads.masks import polygons_from
+from tools.annotations.reader import ReadOptions
 from tools.data.augment import Augment
-from tools.data.coco import CocoData, ImageRecord, load_coco
+from tools.data.coco import ImageRecord, load_coco
 from tools.data.loader import Batch, BatchPlan, Draw, TrainingImages, make_loader, read_checked
 
-NO_OBJECTS = np.zeros((0, 4)), np.zeros(0, np.int64), (), 0
+NO_OBJECTS = np.zeros((0, 4)), np.zeros(0, np.int64), (), (), 0
 
 
-def data_of(wide: int, tall: int) -> CocoData:
+@dataclass(frozen=True)
+class Split:
+    records: tuple[ImageRecord, ...]
+
+
+def data_of(wide: int, tall: int) -> Split:
     sizes = [ImageSize(height=60, width=80)] * wide + [ImageSize(height=80, width=60)] * tall
-    records = tuple(ImageRecord(i, Path(f"{i}.jpg"), size, *NO_OBJECTS) for i, size in enumerate(sizes))
-    return CocoData(records, (1,), ("thing",), {})
+    return Split(tuple(ImageRecord(i, Path(f"{i}.jpg"), size, *NO_OBJECTS) for i, size in enumerate(sizes)))
 
 
 plans = given(
@@ -110,7 +116,7 @@ def images(tiny_shapes: Path, tmp_path: Path) -> Callable[..., TrainingImages]:
     """A function that opens a copy of the tiny training split, of which files may be damaged."""
     folder = tmp_path / "train"
     shutil.copytree(tiny_shapes / "images" / "train", folder)
-    data = load_coco(folder, tiny_shapes / "annotations" / "instances_train.json", masks=True)
+    data = load_coco(folder, tiny_shapes / "annotations" / "instances_train.json", ReadOptions(masks=True))
 
     def make(on_bad_image: str = "stop") -> TrainingImages:
         return TrainingImages(data, Augment((64, 80, 96), 160, 0.5, masks=True), seed=3, on_bad_image=on_bad_image)
@@ -202,8 +208,9 @@ def test_annotations_refer_to_the_upright_image(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "phone.jpg").size == (96, 64)
     box = np.array([[8.0, 16, 24, 48]])
     size = ImageSize(height=96, width=64)
-    record = ImageRecord(1, tmp_path / "phone.jpg", size, box, np.array([0]), ([[8, 16, 24, 16, 24, 48, 8, 48]],), 0)
-    data = CocoData((record,), (1,), ("thing",), {})
+    outline = polygons_from([[8, 16, 24, 16, 24, 48, 8, 48]])
+    record = ImageRecord(1, tmp_path / "phone.jpg", size, box, np.array([0]), (outline,), (1,), 0)
+    data = Split((record,))
     images = TrainingImages(data, Augment((128,), 400, 1.0, masks=True), seed=0, on_bad_image="stop")
     pixels, targets, _, _ = images[Draw(0, 0)]
     assert tuple(pixels.shape) == (3, 192, 128)
