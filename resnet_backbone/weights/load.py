@@ -104,11 +104,13 @@ class Rows:
     Attributes:
         state: key -> the whole tensor, with the rows of the file and initial values elsewhere.
         partly: key -> (rows from the file, rows of the tensor), where some rows keep their initial values.
+        left: keys of the file whose rows are all of other classes; they are treated as if the file lacked them.
         notes: what was found by name, one sentence each.
     """
 
     state: Mapping[str, Tensor] = field(default_factory=dict)
     partly: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    left: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -145,7 +147,8 @@ def load_file(
     if weight_source is not None and isinstance(model, LoadsWeights):
         model.check_source(weight_source, file)
     rows = choose_rows(renamed)
-    report, fitting = _compare(model, {**renamed.state, **rows.state}, allow_missing)
+    state = {key: value for key, value in {**renamed.state, **rows.state}.items() if key not in rows.left}
+    report, fitting = _compare(model, state, allow_missing)
     report = replace(
         report,
         loaded=tuple(key for key in report.loaded if key not in rows.partly),
