@@ -285,12 +285,12 @@ def _fix(report: WeightReport, state: Mapping[str, Tensor]) -> str:
     if len(nets) > 1:
         return f"The file holds several nets, under {', '.join(map(repr, nets))}: load a state dict of one of them."
     for prefix in PREFIXES:
-        having = [key for key in state if key.startswith(prefix)]
-        lacking = [key for key in report.loaded if key in state] or [key for key in state if not key.startswith(prefix)]
-        if having and lacking and report.unexpected and set(having) <= set(report.unexpected):
+        with_prefix = [key for key in report.unexpected if key.startswith(prefix)]
+        without = [key for key in state if not key.startswith(prefix)]
+        if without and any(key.removeprefix(prefix) in report.missing for key in with_prefix):
             return (
-                f"{len(having)} keys begin with {prefix!r}, first {having[0]}, and others do not, first {lacking[0]}: "
-                "the file was put together from two nets. Save the state dict of one net."
+                f"{len(with_prefix)} keys begin with {prefix!r}, first {with_prefix[0]}, and {len(without)} do not, "
+                f"first {without[0]}: the file was put together from two nets. Save the state dict of one net."
             )
     if not report.loaded:
         return "No key fits: the file belongs to another architecture or uses other names."

@@ -181,8 +181,9 @@ def _read_safetensors(path: Path) -> object:
 
 def _read_torch(path: Path) -> object:
     try:
-        with torch.serialization.safe_globals(safe_globals()):
-            return as_tensors(torch.load(path, map_location="cpu", weights_only=True))
+        # an open file: torch tells the format of a path from its name
+        with open(path, "rb") as file, torch.serialization.safe_globals(safe_globals()):
+            return as_tensors(torch.load(file, map_location="cpu", weights_only=True))
     except PermissionError:
         raise
     except UnsupportedArray as error:

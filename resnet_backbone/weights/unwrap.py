@@ -125,8 +125,8 @@ def _choose(content: Mapping[Any, Any], found: Mapping[str, Any], trail: str, no
     group = averaged or raw
     if len(group) > 1 and not all(_equal(found[group[0]][0], found[key][0]) for key in group[1:]):
         raise InvalidValue(
-            f"this file holds several state dicts, under {' and '.join(trail + key for key in group)}: say which with "
-            f"open_weights(..., part={trail + group[0]!r})"
+            f"this file holds several state dicts, under {' and '.join(trail + key for key in group)}: read the "
+            f"right one with open_weights(..., part={trail + group[0]!r}), and give that as the weights"
         )
     key = group[0]
     left = [trail + other for other in found if other not in group]
