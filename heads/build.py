@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from resnet_backbone.adapt import check_backbone
 from resnet_backbone.backbone import ResNetBackbone
 from resnet_backbone.blocks import Bottleneck
-from resnet_backbone.build import check_frozen_has_weights, load_weights, open_weights
+from resnet_backbone.build import check_frozen_has_weights, open_weights, verify
 from resnet_backbone.errors import InvalidValue, did_you_mean
+from resnet_backbone.norm import FixedStatsBatchNorm2d, FrozenBatchNorm2d
 from resnet_backbone.protocols import Backbone, FeatureSpec
 from resnet_backbone.specs import RESNETS
 from resnet_backbone.weights.certificate import check_hashes
@@ -23,6 +24,8 @@ from resnet_backbone.weights.sources import WeightSource
 
 from .anchors import AnchorGrid
 from .box_head import BoxHead
+from .class_lists import class_names_in
+from .class_rows import CLASS_LAYERS, default_names, rows_by_name
 from .detector import RCNN
 from .fingerprint import check_outputs
 from .fpn import FeaturePyramid
@@ -32,10 +35,7 @@ from .recipes import DETECTORS, NECKS, DetectorRecipe
 from .roi_pool import RegionPooler
 from .roi_stage import BOX_DELTA_WEIGHTS, InstanceStage, RoIStage
 from .rpn import RPN
-from .weights import conventions_for, num_classes_in
-
-# layers with a shape that depends on the number of classes
-CLASS_LAYERS = ("box_head*.logits.*", "box_head*.deltas.*", "mask_head.logits.*")
+from .weights import MASK_KEYS, conventions_for, count_classes, num_classes_in
 
 
 def build_detector(
@@ -240,21 +240,70 @@ def _take_c5(backbone: Backbone) -> tuple[nn.Module, FeatureSpec]:
 
 
 def fine_tune(
-    detector: RCNN, weights: Weights, *, source: str | None = None, allow_missing: Sequence[str] = ()
+    detector: RCNN,
+    weights: Weights,
+    *,
+    source: str | None = None,
+    allow_missing: Sequence[str] = (),
+    class_names: Sequence[str] | None = None,
 ) -> WeightReport:
     """Load another detector's weights as the start of a training on other classes.
 
     Args:
-        detector: the detector to train.
+        detector: the detector to train. Its `class_names` are the classes that it will learn: set them before.
         weights: the other detector's weights, as for `load_weights`.
         source: where the weights come from (a key of `SOURCES`), if the file does not identify it.
         allow_missing: patterns of further keys that may keep their initial values.
+        class_names: the classes of the weights, in the order of their labels; None for those in the file, or COCO's
+            for the published detectors of another project.
 
     Returns:
-        What happened to every key. Layers that depend on the number of classes keep their initial values where
-        it differs; they are listed in `kept_initial`.
+        What happened to every key. In layers that depend on the classes (logits, box deltas, mask logits), the rows of
+        classes that both detectors have are found by name and kept, with that of the background; the others keep
+        their initial values (`partly_loaded`, `kept_initial` and `notes` say which). Where the classes of one of the
+        two are unknown, the layers are loaded if the numbers of classes are equal. A mask head that the weights lack
+        keeps its initial values too.
 
     Raises:
+        InvalidValue: another number of names than the weights have classes, or a mask head that the weights lack with
+            norms of fixed statistics.
         WeightMismatch: any other difference.
     """
-    return load_weights(detector, weights, source=source, allow_missing=(*CLASS_LAYERS, *allow_missing))
+    file = open_weights(weights)
+    verify(file)
+    native = detector.to_native_keys(file.state)
+    lacking = [f"{name}_head." for name in detector.instance_heads if not _has(native.state, f"{name}_head.")]
+    _check_lacking(detector, lacking)
+    count = count_classes(native.state)
+    if class_names is not None and count is not None and len(class_names) != count:
+        raise InvalidValue(f"class_names has {len(class_names)} names, {file} has {count} classes: give one for each")
+    names = class_names if class_names is not None else class_names_in(file.content, count or 0, native.layout)
+    new_names = detector.class_names
+    report = load_file(
+        detector,
+        file,
+        source=source,
+        allow_missing=(*CLASS_LAYERS, *(f"{head}*" for head in lacking), *allow_missing),
+        choose_rows=lambda renamed: rows_by_name(detector.state_dict(), renamed.state, names, new_names),
+    )
+    if new_names != default_names(len(new_names)):
+        detector.class_names = new_names
+    heads = [f"the weights have no {head.removesuffix('.')}: it keeps its initial values" for head in lacking]
+    if masks := [key for key in report.unused_by_design if MASK_KEYS.match(key)]:
+        heads.append(f"{len(masks)} tensors of a mask head, first {masks[0]}, are not used: this detector has none")
+    return replace(report, notes=(*report.notes, *heads))
+
+
+def _has(state: Mapping[str, Tensor], prefix: str) -> bool:
+    return any(key.startswith(prefix) for key in state)
+
+
+def _check_lacking(detector: RCNN, heads: Sequence[str]) -> None:
+    """Refuse a head whose norms would be fixed at initial statistics."""
+    for head in heads:
+        module = detector.get_submodule(head.removesuffix("."))
+        if any(isinstance(part, (FrozenBatchNorm2d, FixedStatsBatchNorm2d)) for part in module.modules()):
+            raise InvalidValue(
+                f"these weights have no {head.removesuffix('.')}, and the detector's has norms with fixed statistics, "
+                "which would stay at initial values: build it with mask.norm 'bn', 'gn' or 'none'"
+            )

@@ -16,6 +16,7 @@ from resnet_backbone.preprocess import Preprocess
 from resnet_backbone.protocols import Backbone
 
 from .boxes import BoxWeights, larger_than
+from .class_rows import default_names
 from .roi_stage import InstanceStage, RoIStage, StageOutput, foreground, without_empty
 from .rpn import RPN, RPNOutput
 from .selection import select_detections
@@ -79,7 +80,7 @@ class RCNN(DetectorWeights):
             self.add_module(f"{name}_head", cast(nn.Module, instance.head))
             self._instances[name] = pooler, f"{name}_head"
         self.preprocess = getattr(backbone, "preprocess", Preprocess())
-        self.class_names = tuple(f"class {i}" for i in range(self.box_head.num_classes))
+        self.class_names = default_names(self.box_head.num_classes)
         self.background = {}
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -20,6 +21,8 @@ from .class_lists import class_names_in
 from .conventions import CONVENTIONS, Conventions
 from .keymaps import from_layout, layout_of
 
+# a mask head's keys: this project's and mmdetection's, then those of detectron2 and torchvision
+MASK_KEYS = re.compile(r"(roi_head\.)?mask_head\.|roi_heads\.mask_(head|predictor)\.")
 BACKGROUND = "background."  # prefix of torchvision's background rows in files of this project
 
 
@@ -71,9 +74,12 @@ class DetectorWeights(nn.Module):
         differing = [name for name, value in vars(expected).items() if getattr(actual, name) != value]
         if differing:
             name = differing[0]
+            value = getattr(expected, name)
             raise InvalidValue(
                 f"{file}: {len(differing)} conventions of these weights differ from this detector's, first {name} "
-                f"({getattr(expected, name)} against {getattr(actual, name)}): build_detector(weights=...) takes theirs"
+                f"({value} against {getattr(actual, name)}): build_detector(weights=...) takes theirs; in a "
+                f"configuration set model.conventions={source.project}, then model.conventions.{name}={value} if that "
+                "still differs"
             )
 
     def apply_source(self, source: WeightSource | None, file: WeightFile, renamed: Renamed) -> None:
@@ -84,7 +90,8 @@ class DetectorWeights(nn.Module):
             file: the file that was loaded.
             renamed: its tensors under native keys.
         """
-        self.background = dict(renamed.export_only)
+        own = self.state_dict()
+        self.background = {key: rows for key, rows in renamed.export_only.items() if key in own}
         if source is not None:
             self.preprocess = source.preprocess
             if file.meta is None and source.project == "detectron2" and isinstance(self.neck, nn.Identity):
@@ -94,8 +101,15 @@ class DetectorWeights(nn.Module):
         self.class_names = names or self.class_names
 
     def is_unused_key(self, key: str) -> bool:
-        """Whether a tensor without a place in this detector is left out by design: a detector needs all of them."""
-        return False
+        """Whether a tensor without a place in this detector is left out by design.
+
+        Args:
+            key: a key of the file.
+
+        Returns:
+            True for a mask head, if this detector has none: the boxes of a Mask R-CNN do not depend on it.
+        """
+        return not hasattr(self, "mask_head") and MASK_KEYS.match(key) is not None
 
 
 def conventions_for(source: WeightSource, file: WeightFile) -> Conventions:
@@ -122,6 +136,11 @@ def num_classes_in(file: WeightFile) -> int | None:
     """Number of classes of the detector in a file, without the background; None if the file has no box predictor."""
     if file.meta is not None and "class_names" in file.meta:
         return len(file.meta["class_names"])
+    return count_classes(file.state)
+
+
+def count_classes(state: Mapping[str, Tensor]) -> int | None:
+    """Number of classes of a detector's tensors, without the background; None if they have no box predictor."""
     endings = ("cls_score.bias", "fc_cls.bias", "box_head.logits.bias")
-    rows = next((len(value) for key, value in file.state.items() if key.endswith(endings)), None)
+    rows = next((len(value) for key, value in state.items() if key.endswith(endings)), None)
     return None if rows is None else rows - 1

@@ -31,8 +31,11 @@ from .weights.certificate import (
 )
 from .weights.load import WeightReport, load_file, source_of
 from .weights.read import WeightFile, Weights, read_weights, save_atomically
+from .weights.shards import INDEX_SUFFIX
 
 RUN_FILES = ("model.safetensors", "checkpoints/last.pt")
+# what else a folder with weights may hold: the files of transformers' save_pretrained()
+SAVED_FILES = (f"model.safetensors{INDEX_SUFFIX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX_SUFFIX}")
 
 
 def build_backbone(
@@ -178,15 +181,17 @@ def load_weights(
     return load_file(model, file, source=source, strict=strict, allow_missing=allow_missing)
 
 
-def open_weights(weights: Weights, *, net: str | None = None) -> WeightFile:
-    """Read weights: as `read_weights`, and the folder of a run.
+def open_weights(weights: Weights, *, net: str | None = None, part: str | None = None) -> WeightFile:
+    """Read weights: as `read_weights`, and the folder of a run or of a model that transformers saved.
 
     Args:
         weights: as for `load_weights`.
         net: the net (a row of `RESNETS`) for which a published name is read.
+        part: the entry of the file that holds the weights ("state_dict"). None finds it; averaged weights (EMA) are
+            taken where there are any, which `WeightFile.notes` says.
 
     Returns:
-        The content of the file.
+        The content of the file. `load_weights` takes it in place of a file.
 
     Raises:
         MissingFile: there are no such weights, or the run has not saved any.
@@ -194,26 +199,39 @@ def open_weights(weights: Weights, *, net: str | None = None) -> WeightFile:
     """
     if isinstance(weights, (str, PathLike)) and Path(weights).is_dir():
         weights = file_of_run(Path(weights))
-    return read_weights(weights, net=net)
+    return read_weights(weights, net=net, part=part)
 
 
 def file_of_run(run: Path) -> Path:
-    """Find the weights in the folder of a run.
+    """Find the weights in a folder.
 
     Args:
-        run: a folder that tools/train_det.py or tools/train_cls.py wrote.
+        run: a folder that tools/train_det.py, tools/train_cls.py or transformers' `save_pretrained()` wrote.
 
     Returns:
-        The certified `model.safetensors` of a finished run, otherwise its last checkpoint.
+        The certified `model.safetensors` of a finished run, otherwise its last checkpoint; the index of a sharded
+        model.
 
     Raises:
-        MissingFile: the folder has neither.
+        MissingFile: the folder has none of them.
+        InvalidValue: the folder is an unpacked torch file or a distributed checkpoint.
     """
-    for name in RUN_FILES:
+    for name in (*RUN_FILES, *SAVED_FILES):
         if (run / name).is_file():
             return run / name
+    if (run / "data.pkl").is_file() and (run / "data").is_dir():
+        raise InvalidValue(
+            f"{run} is a torch file that was unpacked: pack its folder again (`zip -0 -r {run.name}.pth {run.name}` in "
+            f"{run.parent}), or download the file without unpacking it"
+        )
+    if (run / ".metadata").is_file():
+        raise InvalidValue(
+            f"{run} is a distributed checkpoint of torch: convert it to one file (python -m "
+            f"torch.distributed.checkpoint.format_utils dcp_to_torch {run} weights.pth)"
+        )
     raise MissingFile(
-        f"{run} has no {' and no '.join(RUN_FILES)}: name the folder of a run that has saved a checkpoint, or a file"
+        f"{run} has no {' and no '.join((*RUN_FILES, *SAVED_FILES))}: name the folder of a run that has saved a "
+        "checkpoint, or a file"
     )
 
 

@@ -126,15 +126,20 @@ class BodyLayout:
     prefixes: Mapping[str, tuple[str, ...]]
 
 
+_PLAIN_SOURCES = ("torchvision", "timm", "mmdetection_caffe")
+# parts of mmdetection's detectors; without them, `backbone.` may as well be a module of the user's own net
+_MMDETECTION_PARTS = ("neck.", "rpn_head.", "roi_head.", "bbox_head.", "mask_head.")
 _DETECTRON2_SOURCES = ("detectron2", "detectron2_rgb")
 LAYOUTS: dict[str, BodyLayout] = {
     "torchvision": BodyLayout(
         KeyMap([]),
         ("conv1.weight", "conv1.0.weight"),
         {
-            "": ("torchvision", "timm", "mmdetection_caffe"),
+            "": _PLAIN_SOURCES,
             "backbone.body.": ("torchvision", "torchvision_coco_v1"),
             "backbone.": ("mmdetection", "mmdetection_caffe"),
+            "encoder.": _PLAIN_SOURCES,
+            "encoder.model.": _PLAIN_SOURCES,
         },
     ),
     "detectron2": BodyLayout(
@@ -161,6 +166,7 @@ class Renamed:
             keys already and no other project uses them.
         unused: keys of the file that are not needed, such as the heads in a detector's file.
         layout: the layout (a key of `LAYOUTS`), "" for native keys.
+        prefix: what the file has before the keys of the net.
         export_only: tensors without a place in the model that are needed to write the layout again, by native key.
     """
 
@@ -169,6 +175,7 @@ class Renamed:
     unused: tuple[str, ...] = ()
     layout: str = ""
     export_only: Mapping[str, Tensor] = field(default_factory=dict)
+    prefix: str = ""
 
 
 def rename_body(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> Renamed:
@@ -183,18 +190,46 @@ def rename_body(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...
     """
     # the published CIFAR nets call their classifier "linear"
     state = {("fc" + key.removeprefix("linear") if key.startswith("linear.") else key): v for key, v in state.items()}
-    for name, layout in LAYOUTS.items():
-        for prefix, candidates in layout.prefixes.items():
-            if any(prefix + key in state for key in layout.signature):
-                body, unused = _split_body(state, name, prefix)
-                to_native = {layout.rename(key): key for key in shapes}
-                native = {to_native.get(key, key): value for key, value in body.items()}
-                if name == "caffe2":
-                    native = _fill_statistics(native, shapes)
-                if "conv1.0.weight" in native:  # of the projects with these names, only timm has a deep stem
-                    candidates = ("timm",)
-                return Renamed(native, candidates, tuple(unused), name)
-    return Renamed(dict(state))
+    found = [(name, prefix) for name, prefix in _nets_in(state) if not _is_half_prefixed(state, name, prefix, shapes)]
+    if len({prefix for _, prefix in found}) != 1:  # none, or several nets: strict loading reports the keys
+        return Renamed(dict(state))
+    name, prefix = found[0]
+    layout = LAYOUTS[name]
+    candidates = layout.prefixes[prefix]
+    body, unused = _split_body(state, name, prefix)
+    to_native = {layout.rename(key): key for key in shapes}
+    native = {to_native.get(key, key): value for key, value in body.items()}
+    if name == "caffe2":
+        native = _fill_statistics(native, shapes)
+    if "conv1.0.weight" in native:  # of the projects with these names, only timm has a deep stem
+        candidates = ("timm",)
+    elif (name, prefix) == ("torchvision", "backbone.") and not any(k.startswith(_MMDETECTION_PARTS) for k in unused):
+        candidates = tuple(dict.fromkeys((*candidates, *_PLAIN_SOURCES)))
+    return Renamed(native, candidates, tuple(unused), name, prefix=prefix)
+
+
+def _nets_in(state: Mapping[str, Tensor]) -> list[tuple[str, str]]:
+    """Every (layout, prefix) under which the tensors have a ResNet; those without a prefix hide the others."""
+    found = [
+        (name, prefix)
+        for name, layout in LAYOUTS.items()
+        for prefix in layout.prefixes
+        if any(prefix + key in state for key in layout.signature)
+    ]
+    return [(name, prefix) for name, prefix in found if not prefix] or found
+
+
+def nets_in(state: Mapping[str, Tensor]) -> list[str]:
+    """The prefixes under which a state dict holds ResNets, "" for one without a prefix."""
+    return list(dict.fromkeys(prefix for _, prefix in _nets_in(state)))
+
+
+def _is_half_prefixed(
+    state: Mapping[str, Tensor], layout: str, prefix: str, shapes: Mapping[str, tuple[int, ...]]
+) -> bool:
+    """Whether keys of the net's own are also there without the prefix; the linear layer is a head."""
+    rename = LAYOUTS[layout].rename
+    return bool(prefix) and any(rename(key) in state for key in shapes if not key.startswith("fc."))
 
 
 def _split_body(state: Mapping[str, Tensor], layout: str, prefix: str) -> tuple[dict[str, Tensor], list[str]]:
@@ -202,6 +237,8 @@ def _split_body(state: Mapping[str, Tensor], layout: str, prefix: str) -> tuple[
     body = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     if prefix == "resnet.":  # transformers keeps the classifier's linear layer outside the net
         body |= {key: value for key, value in state.items() if key.startswith("classifier.")}
+    if layout == "torchvision" and prefix in ("backbone.", "encoder."):  # a linear layer beside the net
+        body |= {key: value for key, value in state.items() if key.startswith("fc.") and key not in body}
     unused = [key for key in state if not key.startswith(prefix) and key not in body]
     if layout == "caffe2":
         # the first convolution's bias, which detectron2 does not use either, and the optimiser's momenta

@@ -19,7 +19,8 @@ from ..errors import InvalidValue
 
 _DTYPES = {
     "f2": torch.float16, "f4": torch.float32, "f8": torch.float64, "i1": torch.int8, "i2": torch.int16,
-    "i4": torch.int32, "i8": torch.int64, "u1": torch.uint8, "b1": torch.bool,
+    "i4": torch.int32, "i8": torch.int64, "u1": torch.uint8, "u2": torch.uint16, "u4": torch.uint32, "u8": torch.uint64,
+    "b1": torch.bool,
 }  # fmt: skip
 
 
@@ -68,8 +69,8 @@ def _no_bytes() -> bytes:
     return b""
 
 
-def _allowed_names() -> dict[tuple[str, str], Callable[..., Any]]:
-    """(module, name) -> what is called in its place."""
+def array_names() -> dict[tuple[str, str], Callable[..., Any]]:
+    """The names of which arrays are made: (module, name) -> what is called in its place."""
     names: dict[tuple[str, str], Callable[..., Any]] = {
         ("numpy", "ndarray"): _Array,
         ("numpy", "dtype"): _Dtype,
@@ -86,7 +87,7 @@ def _allowed_names() -> dict[tuple[str, str], Callable[..., Any]]:
 
 
 class _Arrays(pickle.Unpickler):
-    allowed = _allowed_names()
+    allowed = array_names()
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.allowed:
@@ -108,17 +109,14 @@ def read_arrays(path: Path) -> Any:
     """
     try:
         with open(path, "rb") as file:
-            return _as_tensors(_Arrays(file, encoding="latin1").load())
+            return as_tensors(_Arrays(file, encoding="latin1").load())
     except RefusedPickle as error:
         raise InvalidValue(
             f"{path} holds more than arrays and would run code when read ({error}): it was refused. In the program "
             "that wrote it, save the state dict alone (torch.save(model.state_dict(), ...) or safetensors)"
         ) from error
     except UnsupportedArray as error:
-        raise InvalidValue(
-            f"{path} holds an array of type {error}, which is not supported: save it again with numbers in native byte "
-            f"order ({', '.join(_DTYPES)})"
-        ) from error
+        raise InvalidValue(unsupported(path, error)) from error
     except PermissionError:
         raise
     except Exception as error:  # the unpickler raises many kinds of exception for damaged files
@@ -127,11 +125,20 @@ def read_arrays(path: Path) -> Any:
         ) from error
 
 
-def _as_tensors(value: Any) -> Any:
+def unsupported(path: Path, error: UnsupportedArray) -> str:
+    """The message for an array that torch does not have."""
+    return (
+        f"{path} holds an array of type {error}, which is not supported: save it again with numbers in native byte "
+        f"order ({', '.join(_DTYPES)})"
+    )
+
+
+def as_tensors(value: Any) -> Any:
+    """Replace what stands for arrays in an unpickled value, also in its dicts, lists and tuples, by tensors."""
     if isinstance(value, _Array):
         return value.tensor
-    if isinstance(value, dict):
-        return {key: _as_tensors(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_as_tensors(part) for part in value)
+    if type(value) in (dict, OrderedDict):
+        return {key: as_tensors(part) for key, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(as_tensors(part) for part in value)
     return value

@@ -18,10 +18,12 @@ from torch import Tensor
 from ..errors import InvalidValue, MissingFile
 from .catalog import PUBLISHED, check_hash, published_file
 from .certificate import FORMAT, METADATA, CertificateMismatch
-from .pickled import read_arrays
+from .formats import NAMES, by_suffix, format_of
+from .pickled import UnsupportedArray, as_tensors, read_arrays, unsupported
+from .shards import check_is_whole, is_index, read_shards
+from .standins import safe_globals
+from .unwrap import common_prefixes, unwrap
 
-# where trainers put the state dict: this project and detectron2 "model", most others "state_dict", Caffe2 "blobs"
-WRAPPERS = ("model", "state_dict", "model_state_dict", "blobs")
 DESCRIPTION = ("source", "project", "net", "preprocess")
 PROOF = ("tensors", "fingerprint")
 
@@ -35,15 +37,32 @@ class WeightFile:
         content: everything that the file holds.
         path: where it was read from; None for a state dict that was passed directly.
         meta: for a file of this project, its metadata (see `certificate`); None for any other file.
+        prefix: what was removed from every key ("module.model.").
+        notes: what was chosen while it was read, one sentence each: the entry of the state dict, averaged weights.
     """
 
     state: dict[str, Tensor]
     content: object
     path: Path | None = None
     meta: Mapping[str, Any] | None = None
+    prefix: str = ""
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return "the given weights" if self.path is None else str(self.path)
+
+    def spellings(self) -> list[tuple[str, dict[str, Tensor]]]:
+        """Every way to read the keys: (what is removed from all of them, the tensors), nothing removed first.
+
+        A net that was saved inside another module has a prefix before every key; a module that has these names itself
+        needs it.
+        """
+        if self.meta is not None:
+            return [("", self.state)]
+        whole = {self.prefix + key: value for key, value in self.state.items()}
+        names = common_prefixes(whole)
+        removed = ["".join(names[:count]) for count in range(len(names) + 1)]
+        return [(prefix, {key.removeprefix(prefix): value for key, value in whole.items()}) for prefix in removed]
 
     @property
     def certified(self) -> bool:
@@ -54,13 +73,15 @@ class WeightFile:
 Weights = str | PathLike[str] | Mapping[str, Tensor] | WeightFile
 
 
-def read_weights(weights: Weights, *, net: str | None = None) -> WeightFile:
+def read_weights(weights: Weights, *, net: str | None = None, part: str | None = None) -> WeightFile:
     """Read a weight file, a published file or a state dict.
 
     Args:
-        weights: the path of a `.safetensors`, torch or `.pkl` file, a published name ("imagenet1k_v1"), or a state
-            dict.
+        weights: the path of a `.safetensors`, torch or `.pkl` file or of the index of a sharded model, a published name
+            ("imagenet1k_v1"), or a state dict. How a file is read depends on its content, not on its name.
         net: the net for which a published name is read ("resnet50").
+        part: the entry of the file that holds the weights, such as "state_dict"; None finds it, and takes averaged
+            weights (EMA) where there are any.
 
     Returns:
         The content. A `WeightFile` is returned as it is.
@@ -68,12 +89,13 @@ def read_weights(weights: Weights, *, net: str | None = None) -> WeightFile:
     Raises:
         MissingFile: there is no such file.
         DownloadFailed: a published file is not in the cache and cannot be downloaded.
-        InvalidValue: the file is damaged, was written by a newer version, or would execute code when read.
+        InvalidValue: the file is damaged, is no weight file, was written by a newer version, or would execute code when
+            read; or it holds several state dicts.
         CertificateMismatch: the file has lost a part of its certificate.
     """
     if isinstance(weights, WeightFile):
         return weights
-    path = None
+    path, notes = None, ""
     if isinstance(weights, Mapping):
         content: object = weights
     elif str(weights) in PUBLISHED:
@@ -85,8 +107,14 @@ def read_weights(weights: Weights, *, net: str | None = None) -> WeightFile:
             names = ", ".join(PUBLISHED)
             raise MissingFile(f"no weights at {path}: give the path of a file, or one of the names {names}")
         check_hash(path)
-        content = read_file(path)
-    return WeightFile(unwrap(content), content, path, _metadata(content, path))
+        content, notes = _read(path)
+    meta = _metadata(content, path)
+    try:
+        found = unwrap(content, part=part, keep_keys=meta is not None)
+    except InvalidValue as error:
+        raise error if path is None else InvalidValue(f"{path}: {error}") from error
+    said = () if meta is not None and part is None else found.notes  # a file of this project has one layout
+    return WeightFile(found.state, content, path, meta, found.prefix, (*([notes] if notes else []), *said))
 
 
 def _metadata(content: object, path: Path | None) -> Mapping[str, Any] | None:
@@ -102,49 +130,41 @@ def _metadata(content: object, path: Path | None) -> Mapping[str, Any] | None:
     return meta
 
 
-def unwrap(content: object) -> dict[str, Tensor]:
-    """Find the state dict in a loaded file.
-
-    Args:
-        content: the state dict itself, or a dict that holds it under one of `WRAPPERS`. The prefix `module.` of
-            DistributedDataParallel is removed.
-
-    Returns:
-        Key -> tensor.
-
-    Raises:
-        InvalidValue: there is no state dict.
-    """
-    if isinstance(content, Mapping):
-        for key in WRAPPERS:
-            if isinstance(content.get(key), Mapping):
-                return unwrap(content[key])
-        state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-        if state and len(state) == len(content):
-            if all(key.startswith("module.") for key in state):
-                return {key.removeprefix("module."): value for key, value in state.items()}
-            return state
-        holds = ", ".join(map(str, list(content)[:5])) or "nothing"
-    else:
-        holds = type(content).__name__
-    raise InvalidValue(f"no state dict in this file (it holds {holds}): it must be one, or hold one under {WRAPPERS}")
-
-
 def read_file(path: Path) -> object:
-    """Read the content of a `.safetensors`, `.pkl` or torch file.
+    """Read the content of a `.safetensors`, `.pkl` or torch file, or of a sharded model.
 
     Args:
-        path: the file; its suffix determines the format.
+        path: the file, or the index of a sharded model; its content determines the format.
 
     Returns:
         What the file holds. For a `.safetensors` file of this project {"model": tensors, "meta": metadata}.
 
     Raises:
-        InvalidValue: the file is damaged or would execute code when read.
+        MissingFile: a shard is missing.
+        InvalidValue: the file is damaged, is no weight file, or would execute code when read.
     """
-    if path.suffix == ".pkl":
-        return read_arrays(path)
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[object, str]:
+    """The content of a file, and a note if its name promises another format or it has several parts."""
+    if is_index(path):
+        shards = read_shards(path, _read_shard)
+        return shards, f"{len(shards)} tensors joined from the files that {path.name} lists"
+    check_is_whole(path)
+    return _read_one(path)
+
+
+def _read_shard(path: Path) -> object:
+    return _read_one(path)[0]
+
+
+def _read_one(path: Path) -> tuple[object, str]:
+    kind, promised = format_of(path), by_suffix(path)
+    note = "" if kind == promised else f"read as a {NAMES[kind]}, although its name is that of a {NAMES[promised]}"
+    if kind == "pickle":
+        return read_arrays(path), note
+    return (_read_safetensors(path) if kind == "safetensors" else _read_torch(path)), note
 
 
 def _read_safetensors(path: Path) -> object:
@@ -161,17 +181,30 @@ def _read_safetensors(path: Path) -> object:
 
 def _read_torch(path: Path) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # an open file: torch tells the format of a path from its name
+        with open(path, "rb") as file, torch.serialization.safe_globals(safe_globals()):
+            return as_tensors(torch.load(file, map_location="cpu", weights_only=True))
     except PermissionError:
         raise
+    except UnsupportedArray as error:
+        raise InvalidValue(unsupported(path, error)) from error
     except Exception as error:  # torch's unpickler raises any type for a damaged file, with any message
-        if refused := re.search(r"GLOBAL (\S+) was not an allowed global", str(error)):
+        if refused := _refused_name(error):
             raise InvalidValue(
-                f"{path} holds more than tensors and would run code when read ({refused[1]}): it was refused. Save its "
-                "state dict alone (torch.save(model.state_dict(), ...) or safetensors)"
+                f"{path} holds more than tensors and would run code when read ({refused}): it was refused. Save its "
+                "state dict alone, in the program that wrote it (torch.save(model.state_dict(), ...) or safetensors)"
             ) from error
         cause = type(error).__name__ if isinstance(error, pickle.UnpicklingError) else f"{type(error).__name__} {error}"
         raise InvalidValue(f"{path} is not a whole torch file ({cause[:100]}): copy or download it again") from error
+
+
+def _refused_name(error: Exception) -> str | None:
+    """What torch's safe unpickler refused to call; None if the file is damaged."""
+    if match := re.search(r"GLOBAL (\S+) (?:was not an allowed global|whose module)", str(error)):
+        return match[1]
+    if match := re.search(r"``(torch\.[\w.]+)``.* must be imported to load", str(error)):
+        return f"{match[1]}, sharded tensors"
+    return None
 
 
 def save_atomically(content: Mapping[str, Any], path: Path) -> None:

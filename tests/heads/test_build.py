@@ -139,8 +139,8 @@ def test_weights_of_another_detector_are_refused(recipe: DetectorRecipe) -> None
     state = build_detector(recipe, num_classes=3).state_dict()
     with pytest.raises(WeightMismatch, match=r"box_head.logits.weight file \(4, 64\) model \(6, 64\)"):
         build_detector(recipe, num_classes=5, weights=state)
-    with pytest.raises(WeightMismatch, match="unexpected .*mask_head.convs.0.weight"):
-        build_detector(replace(recipe, mask=None), num_classes=3, weights=state)
+    with pytest.raises(WeightMismatch, match="missing .*mask_head.convs.0.weight"):
+        build_detector(recipe, num_classes=3, weights={k: v for k, v in state.items() if not k.startswith("mask_")})
     with pytest.raises(WeightMismatch, match="missing"):
         build_detector(recipe, num_classes=3, weights={k: v for k, v in state.items() if not k.startswith("rpn.")})
 

@@ -213,11 +213,13 @@ def test_overwrite_replaces_an_earlier_run(tiny: Tiny) -> None:
     assert sorted(p.name for p in config.out.iterdir()) == ["config.yaml"]
 
 
-def test_fine_tuning_on_other_classes_loads_everything_but_the_class_layers(
+def test_fine_tuning_on_some_of_the_classes_loads_their_rows_by_name(
     trained: Path, tiny_shapes: Path, tmp_path: Path, call: Callable[..., Said]
 ) -> None:
+    """Two of the three classes are the run's; the third has another name."""
     content = json.loads((tiny_shapes / "annotations" / "instances_train.json").read_text())
     content["categories"] = [c for c in content["categories"] if c["id"] in (1, 2, 4)]
+    content["categories"][1]["name"] = "wedge"
     content["annotations"] = [a for a in content["annotations"] if a["category_id"] in (1, 2, 4)]
     (tmp_path / "three.json").write_text(json.dumps(content))
     overrides = (
@@ -234,31 +236,43 @@ def test_fine_tuning_on_other_classes_loads_everything_but_the_class_layers(
     class_layers = {k for k in after if k.startswith(("box_head.logits", "box_head.deltas", "mask_head.logits"))}
     assert before.keys() == after.keys() and len(class_layers) == 6
     assert all(torch.equal(before[key], after[key]) for key in before.keys() - class_layers)
-    assert made.box_head.num_classes == 3 and made.class_names == ("circle", "triangle", "square")
+    assert made.box_head.num_classes == 3 and made.class_names == ("circle", "wedge", "square")
+    logits, theirs = after["box_head.logits.weight"], before["box_head.logits.weight"]
+    assert torch.equal(logits[[0, 2, 3]], theirs[[0, source.class_names.index("square"), 5]])
+    assert not bool((logits[1] == theirs[1]).any())
 
     printed = call(train_det, trained / "tiny.yaml", *sets(*overrides))
     assert printed.code == 0, printed.err
     table = (tmp_path / "tuned" / "weights.txt").read_text()
     rows = {row[0]: row[1:] for row in (line.split() for line in table.splitlines()) if len(row) > 2}
-    kept = ["logits.weight,", "logits.bias,", "deltas.weight,", "deltas.bias"]
-    assert rows["box_head"] == ["4", "4", *kept] and rows["neck"][1:] == ["0"]
+    kept = "logits.weight (1 of 4 rows), logits.bias (1 of 4 rows), deltas.weight (4 of 12 rows), deltas.bias"
+    assert rows["box_head"][:2] == ["4", "4"] and kept in table and rows["neck"][1:] == ["0"]
+    assert "2 of 3 classes are in the weights (circle, square), initial values for wedge" in table
     assert "box_head" in printed.out and "deltas.weight" in printed.out
     tuned, _ = load_detector(tmp_path / "tuned" / "checkpoints" / "last.pt")
     assert tuned.class_names == made.class_names
 
 
-def test_fine_tuning_on_the_same_number_of_other_classes_is_refused(
+def test_fine_tuning_on_the_same_classes_in_another_order_moves_their_rows(
     trained: Path, tiny_shapes: Path, tmp_path: Path
 ) -> None:
-    """Every label would silently stand for another class."""
+    """Loaded by position, every label would silently stand for another class."""
     content = json.loads((tiny_shapes / "annotations" / "instances_train.json").read_text())
-    for category in content["categories"]:
-        category["name"] += "s"
-    (tmp_path / "renamed.json").write_text(json.dumps(content))
-    overrides = f"init_from={trained / 'run'}", f"data.train.annotations={tmp_path / 'renamed.json'}"
+    names = [category["name"] for category in content["categories"]]
+    for category, name in zip(content["categories"], names[1:] + names[:1], strict=True):
+        category["name"] = name
+    (tmp_path / "turned.json").write_text(json.dumps(content))
+    overrides = f"init_from={trained / 'run'}", f"data.train.annotations={tmp_path / 'turned.json'}"
     config = load_config(trained / "tiny.yaml", overrides)
-    with pytest.raises(ValueError, match="both have 5 classes, but with other names or in another order"):
-        detection.make_detector(config, detection.load_train(config), Console(quiet=True))
+    source, _ = load_detector(trained / "run")
+    made = detection.make_detector(config, detection.load_train(config), Console(quiet=True))
+    order = [source.class_names.index(name) for name in made.class_names]
+    before, after = source.state_dict(), made.state_dict()
+    assert order != sorted(order)
+    assert torch.equal(after["box_head.logits.bias"], before["box_head.logits.bias"][[*order, 5]])
+    assert torch.equal(after["mask_head.logits.weight"], before["mask_head.logits.weight"][order])
+    deltas = before["box_head.deltas.weight"].reshape(5, 4, -1)[order].flatten(0, 1)
+    assert torch.equal(after["box_head.deltas.weight"], deltas)
 
 
 @pytest.mark.parametrize(

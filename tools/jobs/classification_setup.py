@@ -122,12 +122,13 @@ def make_classifier(
     net = ResNetClassifier(config.model.spec, num_classes=len(class_names), norm=config.model.norm)
     net.recompute = config.model.recompute
     loaded: set[str] = set()
+    notes: tuple[str, ...] = ()
     if config.weights is not None:
         file = open_weights(config.weights, net=config.model.net)
         runs.note_missing_certificate(file, console)
         report = load_weights(net, file, allow_missing=config.allow_missing, source=config.weights_source)
-        loaded = set(report.loaded)
-    table = weights_table(net.state_dict(), loaded, config.weights)
+        loaded, notes = set(report.loaded), report.notes
+    table = weights_table(net.state_dict(), loaded, config.weights, notes=notes)
     runs.print_and_save(table, config.out / "weights.txt", console)
     return net
 

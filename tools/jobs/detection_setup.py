@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
+from pathlib import Path
 
 from rich.console import Console
 
 from heads.build import assemble, check_frozen_head_norms, empty_backbone, fine_tune
 from heads.detector import RCNN
 from heads.files import load_detector, read_detector
+from heads.keymaps import layout_of
+from heads.recipes import DetectorRecipe
 from resnet_backbone import WeightReport, load_weights
 from resnet_backbone.build import open_weights
-from resnet_backbone.errors import InvalidValue
+from resnet_backbone.weights.read import WeightFile
 from tools.config.detection import RunConfig
 from tools.console import CONSOLE
 from tools.data.coco import CocoData
@@ -57,11 +59,11 @@ def make_detector(config: RunConfig, data: CocoData, console: Console = CONSOLE)
         The detector, on the CPU.
 
     Raises:
-        InvalidValue: norms of the heads would be frozen at initial values, or `init_from` has as many classes as the
-            data in another order.
-        UserError: as for `load_weights` and `load_detector`.
+        InvalidValue: norms of the heads would be frozen at initial values.
+        UserError: as for `load_weights`, `load_detector` and `fine_tune`.
     """
-    backbone, loaded = empty_backbone(config.model), set[str]()
+    backbone, report = empty_backbone(config.model), WeightReport()
+    loaded = set[str]()
     if config.init_from is None:
         check_frozen_head_norms(config.model)
         if config.backbone_weights is not None:
@@ -73,12 +75,16 @@ def make_detector(config: RunConfig, data: CocoData, console: Console = CONSOLE)
     detector = assemble(config.model, len(data.class_names), backbone)
     detector.class_names = data.class_names
     if config.init_from is not None:
-        other = open_detector(config.init_from, console)
-        report = fine_tune(detector, other.state_dict(), allow_missing=config.allow_missing)
-        loaded, detector.preprocess = set(report.loaded), other.preprocess
-        _check_class_order(report, other.class_names, data.class_names)
-    weights = config.init_from or config.backbone_weights
-    runs.print_and_save(weights_table(detector.state_dict(), loaded, weights), config.out / "weights.txt", console)
+        report = _fine_tune_from(config.init_from, detector, config, console)
+        loaded = set(report.loaded)
+    table = weights_table(
+        detector.state_dict(),
+        loaded,
+        config.init_from or config.backbone_weights,
+        partly=report.partly_loaded,
+        notes=report.notes,
+    )
+    runs.print_and_save(table, config.out / "weights.txt", console)
     detector.preprocess = replace(
         detector.preprocess,
         resize=config.input.resize or detector.preprocess.resize,
@@ -89,15 +95,28 @@ def make_detector(config: RunConfig, data: CocoData, console: Console = CONSOLE)
     return detector
 
 
-def _check_class_order(report: WeightReport, names: Sequence[str], data_names: Sequence[str]) -> None:
-    """Refuse class layers that were loaded for classes with other names or in another order."""
-    kept_initial = any(key.startswith("box_head.logits") for key in report.kept_initial)
-    if not kept_initial and tuple(names) != tuple(data_names):
-        raise InvalidValue(
-            f"the data and init_from both have {len(data_names)} classes, but with other names or in another order "
-            f"({', '.join(data_names[:4])} ... in the data, {', '.join(names[:4])} ... in init_from): give the "
-            "categories of the data the same names, and ids in the same order"
-        )
+def _fine_tune_from(path: Path, detector: RCNN, config: RunConfig, console: Console) -> WeightReport:
+    """Load the class-independent tensors of another detector, and the rows of the classes that both have."""
+    file = open_weights(path) if path.exists() else None
+    if file is not None and file.meta is None and layout_of(file.state) is not None:  # of another project
+        return fine_tune(detector, file, allow_missing=config.allow_missing, source=config.backbone_source)
+    other, recipe = _load_detector(path if file is None else file, console)
+    names = other.class_names
+    report = fine_tune(detector, other.state_dict(), allow_missing=config.allow_missing, class_names=names)
+    detector.preprocess = other.preprocess
+    return replace(report, notes=(*report.notes, *_differing(recipe, config.model)))
+
+
+def _differing(theirs: DetectorRecipe, ours: DetectorRecipe) -> list[str]:
+    """A sentence on what the weights were trained with and the model is built without, though the tensors fit."""
+    pairs = {
+        f"conventions.{name}": (value, getattr(ours.conventions, name))
+        for name, value in vars(theirs.conventions).items()
+    }
+    if ours.spec.block.expansion > 1:  # a basic block has its stride on its first convolution
+        pairs["stride_on"] = theirs.stride_on, ours.stride_on
+    differing = [f"model.{name}={one} (here {two})" for name, (one, two) in pairs.items() if one != two]
+    return [f"init_from was trained with other settings: {', '.join(differing)}"] if differing else []
 
 
 def open_detector(run_or_weights: str | PathLike[str], console: Console = CONSOLE) -> RCNN:
@@ -113,6 +132,10 @@ def open_detector(run_or_weights: str | PathLike[str], console: Console = CONSOL
     Raises:
         UserError: as for `load_detector`.
     """
+    return _load_detector(run_or_weights, console)[0]
+
+
+def _load_detector(run_or_weights: str | PathLike[str] | WeightFile, console: Console) -> tuple[RCNN, DetectorRecipe]:
     file = read_detector(run_or_weights)
     runs.note_missing_certificate(file, console)
-    return load_detector(file)[0]
+    return load_detector(file)

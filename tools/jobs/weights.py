@@ -234,14 +234,17 @@ def describe_file(file: WeightFile) -> dict[str, str]:
         file: what `open_weights` returned.
 
     Returns:
-        Name -> text: the number of tensors, kind, source, certificate, and for a file of this project how the model is
-        built.
+        Name -> text: the number of tensors, what was chosen while reading, kind, source, certificate, and for a file of
+        this project how the model is built.
 
     Raises:
         InvalidValue: the tensors belong to no known net and to no detector.
     """
     count = sum(value.numel() for value in file.state.values())
     facts = {"tensors": f"{len(file.state)}, {count / 1e6:.1f} million values"}
+    if file.notes or file.prefix:
+        prefix = (f"prefix {file.prefix!r} removed from all keys",) if file.prefix else ()
+        facts["read"] = "; ".join((*file.notes, *prefix))
     return facts | (_foreign_facts(file) if file.meta is None else _own_facts(file.meta, file.certified))
 
 

@@ -254,3 +254,49 @@ def test_report_of_a_mismatch_can_be_pickled_for_worker_processes(state: dict[st
 def test_basic_block_weights_are_refused_by_a_bottleneck_net(state: dict[str, Tensor]) -> None:
     with pytest.raises(WeightMismatch):
         load_weights(ResNetBackbone(ResNetSpec(Bottleneck, (1, 1, 2), widths=(4, 8, 16)), out_levels=["c4"]), state)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("strict", [True, False])
+def test_tensors_that_are_not_finite_are_refused_with_the_first_key_and_the_count(
+    bad: float, strict: bool, state: dict[str, Tensor], hashes: Hashes
+) -> None:
+    net = backbone()
+    before = hashes(net.state_dict())
+    state["layer1.0.bn1.running_var"][1] = bad
+    state["layer2.0.conv1.weight"][0] = bad
+    message = r"2 of \d+ tensors hold NaN or infinite values, first layer1.0.bn1.running_var \(1 of 4 values\)"
+    with pytest.raises(ValueError, match=message):
+        load_weights(net, state, strict=strict)
+    assert hashes(net.state_dict()) == before
+
+
+def test_values_too_large_for_the_model_are_refused(state: dict[str, Tensor]) -> None:
+    wide = {key: value.double() for key, value in state.items()}
+    assert load_weights(backbone(), wide).complete
+    wide["conv1.weight"][0] = 1e300
+    with pytest.raises(ValueError, match=r"1 of \d+ tensors hold NaN or infinite values, first conv1.weight \(147 of"):
+        load_weights(backbone(), wide)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.complex64])
+def test_tensors_of_other_numbers_are_refused(dtype: torch.dtype, state: dict[str, Tensor]) -> None:
+    kind = str(dtype)
+    with pytest.raises(ValueError, match=rf"\d+ of \d+ tensors hold no floating-point numbers, first .* \({kind}\)"):
+        load_weights(backbone(), {key: value.to(dtype) for key, value in state.items()})
+
+
+def test_quantised_and_empty_tensors_are_refused(state: dict[str, Tensor]) -> None:
+    quantised = torch.quantize_per_tensor(state["conv1.weight"], 0.1, 0, torch.qint8)
+    with pytest.raises(ValueError, match=r"1 of \d+ tensors hold no floating-point .*conv1.weight \(torch.qint8\)"):
+        load_weights(backbone(), {**state, "conv1.weight": quantised})
+    with pytest.raises(ValueError, match="a shape without values"):
+        load_weights(backbone(), {key: value.to("meta") for key, value in state.items()})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_half_and_double_precision_load(dtype: torch.dtype, state: dict[str, Tensor]) -> None:
+    net = backbone()
+    stored = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
+    assert load_weights(net, stored).complete
+    assert torch.equal(net.state_dict()["conv1.weight"], stored["conv1.weight"].float())

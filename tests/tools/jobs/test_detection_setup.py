@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
+from heads import RCNN
 from heads.build import assemble, empty_backbone
-from heads.files import load_detector
+from heads.files import load_detector, save_detector
+from heads.keymaps import to_layout
 from resnet_backbone import RESNETS, ResNetClassifier, WeightMismatch
 from resnet_backbone.weights.keymaps import body_in_layout
 from resnet_backbone.weights.sources import AmbiguousWeights
 from tests.tools.engine.tiny_training import QUIET, Tiny, max_difference, run, start_of
+from tools.config.detection import RunConfig
 from tools.jobs import detection
 
 
@@ -77,3 +83,67 @@ def test_weights_whose_source_is_ambiguous_are_refused_with_the_setting_that_tel
         detection.make_detector(tiny(weights), detection.load_train(tiny()), QUIET)
     config = tiny(weights, "backbone_source=torchvision")
     detection.make_detector(config, detection.load_train(config), QUIET)
+
+
+def detector_of(config: RunConfig, names: Sequence[str]) -> RCNN:
+    """A detector of the configuration's model with random class layers."""
+    torch.manual_seed(7)
+    detector = assemble(config.model, len(names), empty_backbone(config.model))
+    for layer in (detector.box_head.logits, detector.box_head.deltas):
+        torch.nn.init.normal_(layer.weight)
+    detector.class_names = tuple(names)
+    return detector
+
+
+def said_while_making(config: RunConfig) -> tuple[RCNN, str]:
+    """The detector that a run starts from, and its weights.txt on one line."""
+    config.out.mkdir(exist_ok=True)
+    console = Console(file=StringIO())
+    detector = detection.make_detector(config, detection.load_train(config), console)
+    return detector, " ".join((config.out / "weights.txt").read_text().split())
+
+
+def test_a_detector_of_another_project_gives_the_rows_of_shared_names(tiny: Tiny, tmp_path: Path) -> None:
+    """The conventions that the message suggests are those that load it."""
+    torchvision = tiny("model.conventions=torchvision")
+    theirs = detector_of(torchvision, ("star", "kite", "circle"))
+    state = {f"module.{k}": v for k, v in to_layout(theirs.state_dict(), "torchvision", {}).items()}
+    meta = {"CLASSES": ("star", "kite", "circle")}
+    torch.save({"state_dict_ema": state, "meta": meta}, tmp_path / "theirs.pth")
+    sets = f"init_from={tmp_path / 'theirs.pth'}", "backbone_source=torchvision"
+    with pytest.raises(ValueError, match="conventions of these weights differ") as error:
+        said_while_making(tiny(*sets))
+    match = re.search(r"set (model\.conventions=\w+)", str(error.value))
+    assert match is not None
+    ours, said = said_while_making(tiny(*sets, match[1]))
+    assert ours.class_names[0] == "circle" and "star" in ours.class_names
+    labels = [ours.class_names.index("circle"), ours.class_names.index("star"), len(ours.class_names)]
+    assert torch.equal(ours.box_head.logits.weight[labels], theirs.box_head.logits.weight[[2, 0, 3]])
+    assert "note: averaged (EMA) weights taken, from 'state_dict_ema'" in said
+    assert "note: prefix 'module.' removed from all" in said
+    assert "2 of 5 classes are in the weights (circle, star), initial values for" in said
+
+
+def test_a_mask_rcnns_run_starts_a_faster_rcnn_and_the_other_way_round(tiny: Tiny, tmp_path: Path) -> None:
+    masks, boxes = tiny(), tiny("model.mask=null")
+    names = detection.load_train(masks).class_names
+    for config, other, said in [
+        (masks, boxes, "tensors of a mask head, first mask_head.convs.0.weight, are not used: this detector has none"),
+        (boxes, masks, "note: the weights have no mask_head: it keeps its initial values"),
+    ]:
+        source = detector_of(config, names)
+        save_detector(source, config.model, tmp_path / "source.pth", source="a test")
+        made, text = said_while_making(other.model_copy(update={"init_from": tmp_path / "source.pth"}))
+        assert said in text
+        shared = [key for key in made.state_dict() if not key.startswith("mask_head.")]
+        assert all(torch.equal(made.state_dict()[key], source.state_dict()[key]) for key in shared)
+
+
+def test_other_conventions_of_init_from_are_said(tiny: Tiny, tmp_path: Path) -> None:
+    theirs = tiny("model.conventions=torchvision")
+    names = detection.load_train(theirs).class_names
+    save_detector(detector_of(theirs, names), theirs.model, tmp_path / "theirs.pth", source="a test")
+    _, said = said_while_making(tiny(f"init_from={tmp_path / 'theirs.pth'}"))
+    assert "init_from was trained with other settings: model.conventions.round_anchors=True (here False)" in said
+    _, said = said_while_making(tiny(f"init_from={tmp_path / 'theirs.pth'}", "model.conventions=torchvision"))
+    assert "other settings" not in said and "note" not in said
