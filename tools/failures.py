@@ -112,10 +112,8 @@ def _explain_torch(text: str) -> UserError | None:
     if any(part in text for part in SHARED):
         return ProcessLost(f"a loader process ran out of shared memory (/dev/shm): {SHARED_MEMORY}")
     if any(part in text for part in LOADER):
-        return ProcessLost(
-            f"a loader process has ended ({text.strip().splitlines()[0][:200]}). Most often the system killed it because "
-            f"memory was used up: {LESS_MEMORY}"
-        )
+        first = text.strip().splitlines()[0][:200]
+        return ProcessLost(f"a loader process has ended ({first}), most often for want of memory: {LESS_MEMORY}")
     if any(part in text for part in PEERS):
         return ProcessLost("another process of this run has ended: its message says why; mend that and start again")
     return None

@@ -27,7 +27,7 @@ class UnusableSample(UserError, RuntimeError):
     """An image, or an annotation of it, that a library failed on; the message names both."""
 
 
-class WorkerTraceback(Exception):  # noqa: N818  (it is shown with --debug as the cause of an error)
+class WorkerTraceback(Exception):
     """The traceback of an error in a loader process, as text."""
 
     def __str__(self) -> str:
