@@ -81,11 +81,12 @@ def system_error(error: BaseException | None) -> OSError | None:
     return None
 
 
-def explain(error: BaseException) -> UserError | None:
+def explain(error: BaseException, where: object = "the system") -> UserError | None:
     """Explain an error that the system or a library below raised.
 
     Args:
         error: any error.
+        where: what to name if an error of the system names no file, as when a disk is full.
 
     Returns:
         An error that says what to do, or None if this one is not of the kinds above: then it is a bug.
@@ -93,9 +94,9 @@ def explain(error: BaseException) -> UserError | None:
     if isinstance(error, UserError):
         return None
     if isinstance(error, OSError) and error.errno is not None:
-        where = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        path = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
         fix = FIXES.get(error.errno, "check the disk and the path")
-        return SystemFailure(f"{where or 'the system'}: {error.strerror or error}: {fix}")
+        return SystemFailure(f"{path or where}: {error.strerror or error}: {fix}")
     text = str(error)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(part in text for part in MEMORY)):
         first = text.splitlines()[0] if text else "out of memory"
@@ -120,8 +121,11 @@ def _explain_torch(text: str) -> UserError | None:
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def explained(where: object = "the system") -> Iterator[None]:
     """Raise errors of the system and of libraries below as `UserError`s.
+
+    Args:
+        where: as for `explain`.
 
     Raises:
         SystemFailure: the operating system refused something.
@@ -131,6 +135,6 @@ def explained() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if (known := explain(error)) is None:
+        if (known := explain(error, where)) is None:
             raise
         raise known from error

@@ -168,8 +168,10 @@ def recover(folder: Path) -> list[str]:
             )
         put_back(folder)
         notes.append(f"a start with --overwrite was killed before its first step: the earlier run is back in {folder}")
-    elif folder.is_dir() and (folder / MARKER).is_file():  # killed before or after it was renamed
-        (folder / MARKER).unlink()
+    else:  # killed before it was renamed, or after it was renamed back
+        for name in (MARKER, f"{MARKER}.part"):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                (folder / name).unlink()
     return notes
 
 

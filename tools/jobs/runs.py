@@ -78,7 +78,7 @@ def started(config: TrainingConfig, *, resume: bool, overwrite: bool) -> Iterato
 
     accelerator = make_accelerator(config)
     try:
-        with explained(), _claimed(config, accelerator, resume=resume, overwrite=overwrite):
+        with explained(config.out), _claimed(config, accelerator, resume=resume, overwrite=overwrite):
             yield accelerator
             accelerator.end_training()
     finally:  # accelerate keeps device and precision for the whole process
