@@ -160,8 +160,9 @@ def check_settings(config: TrainingConfig, folder: Path) -> list[Change]:
         return found
     lines = [f"  {change} ({change.rule[1]})" for change in refused]
     sections = sorted({change.name.split(".")[0] for change in refused}, key=list(type(config).model_fields).index)
+    differ = "differs" if len(sections) == 1 else "differ"
     raise InvalidValue(
-        f"{', '.join(sections)} differs from the run in {config.out} ({folder / 'config.yaml'}):\n"
+        f"{', '.join(sections)} {differ} from the run in {config.out} ({folder / 'config.yaml'}):\n"
         + "\n".join(lines)
         + "\nresume it with the settings of the run, or set `out` to another folder and start without --resume"
     )

@@ -136,7 +136,7 @@ def settle(config: TrainingConfig, step: int) -> None:
     folder = real_folder(config.out)
     aside = aside_of(folder)
     if _is_set_aside(aside):
-        removed = aside.with_name(f"{folder.name}.removed")
+        removed = _removed_of(folder)
         os.rename(aside, removed)
         _remove(removed)
     keep_settings(config, folder, step)
@@ -155,7 +155,9 @@ def recover(folder: Path) -> list[str]:
         AlreadyExists: the folder holds a run, and an earlier one is set aside: the user must choose.
     """
     notes = []
-    aside, removed = aside_of(folder), folder.with_name(f"{folder.name}.removed")
+    aside, removed = aside_of(folder), _removed_of(folder)
+    with suppress(OSError):  # it is not there, or not empty
+        removed.rmdir()
     if _is_set_aside(removed):
         _remove(removed)
         notes.append(f"{removed}, the rest of an earlier run that was overwritten, is deleted")
@@ -185,8 +187,9 @@ def set_aside(folder: Path) -> None:
         AlreadyExists: something else has that name, or the folder cannot be renamed.
     """
     aside = aside_of(folder)
-    if os.path.lexists(aside):
-        raise AlreadyExists(f"{aside} is in the way, --overwrite keeps the earlier run there: rename or remove it")
+    for place in (aside, _removed_of(folder)):
+        if os.path.lexists(place):
+            raise AlreadyExists(f"{place} is in the way, --overwrite keeps the earlier run there: rename or remove it")
     write_text(
         folder / MARKER,
         f"This run was in {folder}.\nA command with --overwrite set it aside here, and deletes it after the first step "
@@ -246,6 +249,11 @@ def real_folder(out: Path) -> Path:
 def aside_of(folder: Path) -> Path:
     """Where the run in a folder is kept while another one starts in its place."""
     return folder.with_name(f"{folder.name}.replaced")
+
+
+def _removed_of(folder: Path) -> Path:
+    """Where the run that was set aside is moved to, at once, before its files are deleted one by one."""
+    return folder.with_name(f"{folder.name}.removed")
 
 
 def _entries(folder: Path) -> list[str]:
