@@ -30,6 +30,10 @@ class AlreadyExists(UserError, FileExistsError):
     """A file or folder that would be overwritten."""
 
 
+class CannotWrite(UserError, OSError):
+    """A file that cannot be written: no space left, a read-only disk, a file in the way of a folder."""
+
+
 class DownloadFailed(UserError, ConnectionError):
     """A file that could not be downloaded."""
 

@@ -6,6 +6,7 @@ import argparse
 import shutil
 import sys
 import textwrap
+import threading
 import traceback
 import warnings
 from collections.abc import Callable
@@ -14,8 +15,10 @@ from typing import Protocol, TypeVar
 
 from resnet_backbone.errors import UserError
 
+from . import interrupts
 from .config.settings import CommonConfig, load, settings
 from .console import CONSOLE
+from .failures import explain
 
 Config = TypeVar("Config", bound=CommonConfig)
 Settings = TypeVar("Settings", bound=CommonConfig, contravariant=True)
@@ -25,7 +28,7 @@ class TrainingJob(Protocol[Settings]):
     """A job that trains, such as `jobs.detection.train`."""
 
     def __call__(self, config: Settings, *, resume: bool, overwrite: bool) -> object:
-        """Train; `resume` continues the run in `config.out`, `overwrite` removes it first."""
+        """Train; `resume` continues the run in `config.out`, `overwrite` replaces it."""
 
 
 def parser(description: str, *, config: type[CommonConfig] | None = None) -> argparse.ArgumentParser:
@@ -74,7 +77,11 @@ def training_command(description: str, config: type[Config], train: TrainingJob[
     command = parser(description, config=config)
     command.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of the settings that are no defaults")
     command.add_argument("--resume", action="store_true", help="continue the run in `out` from its last checkpoint")
-    command.add_argument("--overwrite", action="store_true", help="remove an earlier run in `out` first")
+    command.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace an earlier run in `out`; it is deleted after the first step of the new one, or put back",
+    )
     args = command.parse_args()
     train(load(config, args.config, args.set), resume=args.resume, overwrite=args.overwrite)
     return 0
@@ -83,26 +90,52 @@ def training_command(description: str, config: type[Config], train: TrainingJob[
 def run(main: Callable[[], int | None]) -> None:
     """Run a command and exit.
 
-    A `UserError` is printed as one message, any other exception with its traceback. `--debug` prints every traceback.
-    Exit codes: 0 done; 1 a check failed, training met a loss that is not finite, or an error of this project; 2 a
-    mistake in an argument, a setting or a file; 130 stopped by Ctrl-C or SIGTERM.
+    A `UserError` is printed as one message, and so are errors of the system, such as a full disk; any other exception
+    with its traceback. `--debug` prints every traceback. Exit codes: 0 done; 1 a check failed, training met a loss that
+    is not finite, or an error of this project; 2 a mistake in an argument, a setting or a file, or an error of the
+    system; 130 stopped by Ctrl-C or SIGTERM.
 
     Args:
         main: the command; its result is the exit code, None stands for 0.
     """
     # pycocotools passes an old signature of __array__ to NumPy 2
     warnings.filterwarnings("ignore", message=".*__array__ implementation doesn't accept a copy keyword.*")
+    threads_print, threading.excepthook = threading.excepthook, _report_thread
     try:
-        sys.exit(main() or 0)
+        with interrupts.raised() as signals:
+            code = _exit_code(main, signals)
+    finally:
+        threading.excepthook = threads_print
+    sys.exit(code)
+
+
+def _exit_code(main: Callable[[], int | None], signals: interrupts.Interrupts) -> int:
+    """Run a command, and print the error that it ends with."""
+    try:
+        return main() or 0
     except KeyboardInterrupt as stop:
+        signals.over = True
         CONSOLE.print(str(stop) or "stopped", style="yellow", markup=False)
-        sys.exit(130)
-    except UserError as error:
-        if "--debug" in sys.argv:
+        return interrupts.STOPPED
+    except Exception as error:
+        stopped, signals.over = signals.seen, True
+        known = error if isinstance(error, UserError) else explain(error)
+        if known is None and stopped:  # a KeyboardInterrupt that came out of an import as another error
+            CONSOLE.print("stopped", style="yellow")
+            return interrupts.STOPPED
+        if known is None or "--debug" in sys.argv:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1 if isinstance(error, FloatingPointError) else 2)
-    except Exception:
-        traceback.print_exc()
-        print("error: this is a bug in resnet-backbone: please report it with the traceback above", file=sys.stderr)
-        sys.exit(1)
+        if known is None:
+            print("error: this is a bug in resnet-backbone: please report it with the traceback above", file=sys.stderr)
+            return 1
+        print(f"error: {known}", file=sys.stderr)
+        return 1 if isinstance(known, FloatingPointError) else 2
+
+
+def _report_thread(failure: threading.ExceptHookArgs) -> None:
+    """Print the traceback of an error in a thread, unless it is one of the system.
+
+    TensorBoard writes in a thread; the main thread gets the same error from it.
+    """
+    if not isinstance(failure.exc_value, Exception) or explain(failure.exc_value) is None:
+        threading.__excepthook__(failure)

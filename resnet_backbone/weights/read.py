@@ -7,15 +7,16 @@ import os
 import pickle
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
-from ..errors import InvalidValue, MissingFile
+from ..errors import CannotWrite, InvalidValue, MissingFile
 from .catalog import PUBLISHED, check_hash, published_file
 from .certificate import FORMAT, METADATA, CertificateMismatch
 from .formats import NAMES, by_suffix, format_of
@@ -210,23 +211,51 @@ def _refused_name(error: Exception) -> str | None:
 def save_atomically(content: Mapping[str, Any], path: Path) -> None:
     """Write a file so that `path` is a whole file at any moment, the old one or the new one.
 
-    The content is written beside `path`, flushed to the disk and renamed.
+    The content is written beside `path`, flushed to the disk and renamed. If that fails, nothing is left beside it.
 
     Args:
         content: what to write. A `.safetensors` file takes the tensors under "model" and the metadata under "meta", as
             JSON in its header; a torch file takes everything.
         path: the file to write.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".part")
-    with open(draft, "wb") as file:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import save
 
-            tensors = {key: value.contiguous() for key, value in content["model"].items()}
-            file.write(save(tensors, {METADATA: json.dumps(content["meta"])} if "meta" in content else None))
-        else:
-            torch.save(dict(content), file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+    Raises:
+        CannotWrite: the disk is full or read-only, or `path` cannot be written for another reason of the file system.
+            An earlier file at `path` is unchanged.
+    """
+    draft = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(draft, "wb") as file:
+            _write(content, file, path.suffix)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except BaseException as error:
+        with suppress(OSError):
+            draft.unlink()
+        if (reason := _system_error(error)) is None:
+            raise
+        kept = "the file from before is unchanged" if path.is_file() else "nothing was written"
+        raise CannotWrite(
+            f"{path} cannot be written ({reason.strerror or reason}), {kept}: free space on its disk, make its folder "
+            "writable, or write to another folder"
+        ) from error
+
+
+def _write(content: Mapping[str, Any], file: IO[bytes], suffix: str) -> None:
+    """Write the content as safetensors or as torch does, by the suffix of the file."""
+    if suffix != ".safetensors":
+        torch.save(dict(content), file)
+        return
+    from safetensors.torch import save
+
+    tensors = {key: value.contiguous() for key, value in content["model"].items()}
+    file.write(save(tensors, {METADATA: json.dumps(content["meta"])} if "meta" in content else None))
+
+
+def _system_error(error: BaseException) -> OSError | None:
+    """The error of the file system that another one came from: torch raises RuntimeError when a write fails."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, OSError):
+        found = (found.__cause__ or found.__context__) if isinstance(found, Exception) else None
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -90,3 +91,15 @@ def test_the_help_of_a_training_command_lists_settings_and_files(
     assert stop.value.code == 0
     for line in ("checkpoints/last.pt", "model.safetensors", "optimiser.lr", "model.rpn.nms_iou", "--debug"):
         assert f"\n  {line} " in printed
+
+
+def test_a_stop_that_an_import_turned_into_another_error_is_a_stop(call: Call) -> None:
+    def main() -> int:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("numpy failed to import") from None
+        return 0
+
+    printed = call(SimpleNamespace(__name__="command", main=main))
+    assert (printed.code, printed.out, printed.err) == (130, "stopped", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -73,3 +74,38 @@ def test_two_processes_train_the_same_weights_as_one(tiny_yaml: Path, tiny_shape
     assert len(results[0]) == len(results[1]) > 20
     assert {r["image_id"] for r in results[0]} == {r["image_id"] for r in results[1]}
     assert scores[0]["bbox"]["AP"] == pytest.approx(scores[1]["bbox"]["AP"], abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
+@pytest.mark.parametrize(("split", "image"), [("train", 0), ("val", 1)])
+def test_if_one_of_two_processes_fails_both_end_with_its_message(
+    split: str, image: int, tiny_yaml: Path, tiny_shapes: Path, tmp_path: Path
+) -> None:
+    """A training image that the first process draws before it trains; a validation image that the second one scores."""
+    out, broken = tmp_path / "run", tmp_path / "broken"
+    out.mkdir()
+    (out / "config.yaml").write_text(tiny_yaml.read_text())
+    (out / "model.safetensors").write_text("the work of weeks")
+    shutil.copytree(tiny_shapes / "images" / split, broken)
+    path = sorted(broken.iterdir())[image]
+    path.write_bytes(path.read_bytes()[:500])
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    sets = [part for one in (*SETS, f"data.{split}.images={broken}") for part in ("--set", one)]
+    process = subprocess.run(
+        [sys.executable, *launcher, "tools/train_det.py", str(tiny_yaml), "--overwrite", *sets],
+        cwd=ROOT,
+        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert process.returncode != 0 and "exitcode  : 2" in process.stderr
+    assert f"{path} cannot be read as an image" in process.stderr
+    assert "bug in resnet-backbone" not in process.stderr
+    if split == "train":  # the earlier run is back
+        assert sorted(p.name for p in out.iterdir()) == ["config.yaml", "model.safetensors"]
+        assert (out / "model.safetensors").read_text() == "the work of weeks"
+    else:  # the new run has replaced it, and its checkpoint is whole
+        assert torch.load(out / "checkpoints" / "last.pt", weights_only=True)["step"] == 2
+        assert not (out / "run.lock").exists()

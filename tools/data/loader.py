@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,9 +20,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from heads.images import UnreadableImage, read_image
-from resnet_backbone.errors import InvalidValue
+from resnet_backbone.errors import InvalidValue, UserError
+from tools.failures import LESS_MEMORY, SYSTEM_WIDE, ProcessLost, explain
 
 from .coco import ImageRecord
+from .guard import Failed, augment_record, describe, read_record
 
 
 class Records(Protocol):
@@ -117,19 +121,20 @@ class TrainingImages(Dataset[tuple[Tensor, Any, int, str | None]]):
 
         Raises:
             UnreadableImage: the image cannot be read and `on_bad_image` is "stop", or no image can be read.
+            UserError: as for `guard.read_record` and `guard.augment_record`; no other error leaves this method.
         """
         message = None
         for offset in range(len(self)):
             record = self.data.records[(draw.index + offset) % len(self)]
             try:
-                image = self.read(record)
+                image = read_record(self.read, record)
             except UnreadableImage as error:
                 if self.on_bad_image == "stop":
                     raise
                 message = message or f"{error}; image {record.image_id} was replaced by the next one"
                 continue
             seed = int(np.random.SeedSequence([self.seed, draw.epoch, record.image_id]).generate_state(1)[0])
-            pixels, target = self.augment(image, record, seed)
+            pixels, target = augment_record(self.augment, image, record, seed)
             return pixels, target, record.image_id, message
         raise UnreadableImage(f"none of the {len(self)} images can be read; the first error: {message}")
 
@@ -244,7 +249,60 @@ def collate(samples: Sequence[tuple[Tensor, Any, int, str | None]]) -> Batch:
     return Batch(list(images), list(targets), list(image_ids), skipped)
 
 
-def make_loader(images: TrainingImages, plan: BatchPlan, *, workers: int) -> DataLoader[Any]:
+class Batches(Iterable[Batch]):
+    """The batches of one process; iterating starts the loader processes, once per run.
+
+    Args:
+        images: the data set.
+        plan: the batches of this process.
+        workers: number of loader processes; 0 reads in this process.
+    """
+
+    def __init__(self, images: TrainingImages, plan: BatchPlan, workers: int) -> None:
+        self.images, self.plan, self.workers = images, plan, workers
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Load the batches.
+
+        Raises:
+            UserError: an image cannot be used, with its name, or the system is at fault; errors of loader processes
+                arrive with their class and message.
+            ProcessLost: a loader process was killed.
+        """
+        if not self.workers:
+            for draws in self.plan:
+                yield collate([self.images[draw] for draw in draws])
+            return
+        loader = DataLoader(
+            _Packed(self.images),
+            batch_sampler=self.plan,
+            num_workers=self.workers,
+            collate_fn=_unchanged,
+            worker_init_fn=_prepare_worker,
+            pin_memory=False,
+            prefetch_factor=4,
+        )
+        with _interrupts_held():
+            iterator = iter(loader)
+        while True:
+            try:
+                content = next(iterator)
+                batch = ForkingPickler.loads(content) if isinstance(content, bytes) else content
+            except StopIteration:
+                return
+            except (OSError, EOFError, RuntimeError) as error:
+                if (known := _explain_lost(error)) is None:
+                    raise
+                raise known from error
+            if isinstance(batch, Failed):
+                raise batch.error()
+            yield batch
+
+
+def make_loader(images: TrainingImages, plan: BatchPlan, *, workers: int) -> Batches:
     """Create the loader of a run. Its workers start once per run and use one thread of OpenCV and of torch each.
 
     Args:
@@ -253,23 +311,65 @@ def make_loader(images: TrainingImages, plan: BatchPlan, *, workers: int) -> Dat
         workers: number of worker processes; 0 reads in this process.
 
     Returns:
-        A loader of `Batch`es.
+        The batches.
     """
-    return DataLoader(
-        images,
-        batch_sampler=plan,
-        num_workers=workers,
-        collate_fn=collate,
-        worker_init_fn=_prepare_worker,
-        pin_memory=False,
-        prefetch_factor=4 if workers else None,
-    )
+    return Batches(images, plan, workers)
+
+
+class _Packed(Dataset[Any]):
+    """Whole batches as bytes, or the error that there was instead.
+
+    The batch is packed here, within the `try`: torch would do it in a thread, where a full /dev/shm or a lack of file
+    descriptors loses the batch, and the training process waits for it for ever.
+    """
+
+    def __init__(self, images: TrainingImages) -> None:
+        self.images = images
+
+    def __getitem__(self, draw: Draw) -> Any:
+        return self.__getitems__([draw])
+
+    def __getitems__(self, draws: Sequence[Draw]) -> bytes | Failed:
+        try:
+            return bytes(ForkingPickler.dumps(collate([self.images[draw] for draw in draws])))
+        except Exception as error:
+            records = self.images.data.records
+            return Failed.of(error, "; ".join(describe(records[draw.index]) for draw in draws))
+
+
+def _explain_lost(error: Exception) -> UserError | None:
+    """What it means that a batch cannot be fetched from its loader process; None for a bug."""
+    system = isinstance(error, OSError) and error.errno in SYSTEM_WIDE
+    if system or isinstance(error, RuntimeError):
+        return explain(error)
+    # the socket of a process that has ended
+    return ProcessLost(f"a loader process does not answer ({type(error).__name__}: {error}): {LESS_MEMORY}")
+
+
+def _unchanged(content: Any) -> Any:
+    return content
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back, also in the processes that are started meanwhile, for as long as they live.
+
+    Ctrl-C reaches all processes of a terminal; the training process decides when the loader stops.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _prepare_worker(_: int) -> None:
     import cv2
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the trainer stops after its step
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where `_interrupts_held` cannot hold it
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", DeprecationWarning)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,6 +13,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
+
+from tools.files import write_text
 
 
 class RunLog:
@@ -53,8 +56,12 @@ class RunLog:
     ) -> None:
         if self.live:
             self.live.stop()
-        self.file.close()
-        self.board.close()
+        # on a full disk closing fails too: an error that is already on its way says more
+        with suppress(OSError) if error is not None else nullcontext():
+            try:
+                self.file.close()
+            finally:
+                self.board.close()
 
     def train(self, step: int, epoch: float, values: dict[str, float], losses: dict[str, float]) -> None:
         """Log training.
@@ -120,4 +127,4 @@ def _cut(path: Path, start: int) -> None:
                 kept.append(line + "\n")
         except (json.JSONDecodeError, KeyError):
             continue  # the unfinished last line of a run that was killed
-    path.write_text("".join(kept), encoding="utf-8")
+    write_text(path, "".join(kept))

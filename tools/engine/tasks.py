@@ -23,19 +23,23 @@ SOURCE = "trained here"  # the source of the weights in the files of a run
 
 
 class TrainBatch(Protocol):
-    """A batch of n images.
+    """A batch of n images."""
 
-    Attributes:
-        images: n of (3, h, w) uint8 RGB.
-        targets: n of what the task learns from.
-        image_ids: n.
-        skipped: messages about images that were replaced.
-    """
+    @property
+    def images(self) -> list[Tensor]:
+        """The images: n of (3, h, w) uint8 RGB."""
 
-    images: list[Tensor]
-    targets: list[Any]
-    image_ids: list[int]
-    skipped: list[str]
+    @property
+    def targets(self) -> list[Any]:
+        """What the task learns from: n."""
+
+    @property
+    def image_ids(self) -> list[int]:
+        """The image ids: n."""
+
+    @property
+    def skipped(self) -> list[str]:
+        """Messages about images that were replaced."""
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,7 @@ class Trainer:
         batches_per_epoch: batches, of which `train.accumulate` make a step.
         evaluate: step -> figures of the validation split; None without one.
         goal: the figure that `schedule.kind=plateau` reads, the smaller the better.
+        began: called after the first step that this process takes, or before it scores a run that has none left.
         step: steps taken so far.
         plateau: how often the learning rate was lowered.
 
@@ -107,9 +108,12 @@ class Trainer:
     batches_per_epoch: int
     evaluate: Callable[[int], Mapping[str, float | None]] | None = None
     goal: Callable[[Mapping[str, float | None]], float] | None = None
+    began: Callable[[], None] | None = None
     step: int = 0
     plateau: Plateau = field(init=False)
     _stop_requested: bool = field(default=False, init=False)
+    _stop_at_once: bool = field(default=False, init=False)
+    _to_score: bool = field(default=False, init=False)  # the scores of `step` are due, and the checkpoint says so
 
     def __post_init__(self) -> None:
         self.plateau = Plateau(self.config.schedule.plateau_patience)
@@ -126,15 +130,29 @@ class Trainer:
         """The certified file of the finished run; `resnet_backbone.build.file_of_run` prefers it to the checkpoint."""
         return self.config.out / "model.safetensors"
 
-    def resume(self) -> None:
-        """Load weights, optimiser and step from the last checkpoint. Call it before `run`."""
+    def resume(self) -> list[str]:
+        """Load weights, optimiser and step from the last checkpoint. Call it before `run`.
+
+        Settings of the optimiser (weight decay, momentum, betas) are those of the configuration, not the checkpoint's.
+
+        Returns:
+            Messages about what differs from the run so far.
+        """
         content: Any = read_file(self.checkpoint)
         self.model.load_state_dict(content["model"])
+        own = [{key: value for key, value in g.items() if key != "params"} for g in self.optimiser.param_groups]
         self.optimiser.load_state_dict(content["optimiser"])
+        for group, settings in zip(self.optimiser.param_groups, own):
+            group.update(settings)
         self.step = int(content["step"])
         self.plateau.load(content.get("plateau", {}))
+        self._to_score = bool(content.get("to_score", False))
         if self.accelerator.scaler is not None and "scaler" in content:
             self.accelerator.scaler.load_state_dict(content["scaler"])
+        now, before = self._epoch(), content.get("epoch", self._epoch())
+        if now["accumulate"] != before["accumulate"] or now["batches"] == before["batches"]:
+            return []
+        return [f"the training split has changed: an epoch had {before['batches']} batches, now {now['batches']}"]
 
     def run(self, batches: Iterable[TrainBatch], log: RunLog | None) -> None:
         """Train from `step` to the end of the schedule, save the certified result, and score it.
@@ -147,35 +165,49 @@ class Trainer:
             InvalidValue: the model has SyncBatchNorm layers and does not train on CUDA.
             NonFiniteLoss: a loss or the gradient is NaN or infinite.
             Stopped: Ctrl-C or SIGTERM; a checkpoint was saved.
+            CannotWrite: a file cannot be written, for example because the disk is full; the last checkpoint is whole.
         """
         check_sync_bn(self.model, self.accelerator)
         model, optimiser = self.accelerator.prepare(self.model, self.optimiser)
         model.train()
-        accumulate = self.config.train.accumulate
         previous = {s: signal.signal(s, self._request_stop) for s in (signal.SIGINT, signal.SIGTERM)}
-        meter = Meter()
         if self.accelerator.is_main_process and self.step < self.schedule.total:
             # the result of an earlier, shorter run would be preferred to the new checkpoints
             self.result.unlink(missing_ok=True)
-        if not self.checkpoint.exists():
-            self.save()  # a run that fails in its first steps can be resumed too
         try:
+            if not self.checkpoint.exists():
+                self.save()  # a run that fails in its first steps can be resumed too
             if self.step >= self.schedule.total:  # resumed after its last step: it may have been killed while scoring
+                self._begin()
                 self._finish(log, model)
-            iterator = iter(batches)
-            while self.step < self.schedule.total:
-                began = time.perf_counter()
-                parts = [next(iterator) for _ in range(accumulate)]
-                fetched = time.perf_counter()
-                lr = self.schedule.lr(self.step, self.plateau.decays)
-                outcome, norm = self._take_step(model, optimiser, parts, lr)
-                self.step += 1
-                meter.add(outcome, norm, fetched - began, time.perf_counter() - began)
-                self._report(log, meter, parts, lr)
-                self._between_steps(log, model)
+            elif self._to_score:
+                self._score(log, model)
+            self._train(model, optimiser, batches, log)
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+    def _train(
+        self, model: nn.Module, optimiser: torch.optim.Optimizer, batches: Iterable[TrainBatch], log: RunLog | None
+    ) -> None:
+        meter, first = Meter(), self.step
+        iterator = iter(batches)
+        while self.step < self.schedule.total:
+            began = time.perf_counter()
+            parts = [next(iterator) for _ in range(self.config.train.accumulate)]
+            fetched = time.perf_counter()
+            lr = self.schedule.lr(self.step, self.plateau.decays)
+            outcome, norm = self._take_step(model, optimiser, parts, lr)
+            self.step += 1
+            if self.step == first + 1:
+                self._begin()
+            meter.add(outcome, norm, fetched - began, time.perf_counter() - began)
+            self._report(log, meter, parts, lr)
+            self._between_steps(log, model)
+
+    def _begin(self) -> None:
+        if self.began is not None:
+            self.began()
 
     def _take_step(
         self, model: nn.Module, optimiser: torch.optim.Optimizer, parts: list[TrainBatch], lr: float
@@ -238,15 +270,17 @@ class Trainer:
     def _between_steps(self, log: RunLog | None, model: nn.Module) -> None:
         every, last = self.config.eval.every_epochs, self.step == self.schedule.total
         per_epoch = self.batches_per_epoch / self.config.train.accumulate
+        due = every is not None and int(self.step / (every * per_epoch)) > int((self.step - 1) / (every * per_epoch))
+        self._to_score = due and not last and self.evaluate is not None
         stop = self._everybody_stops()
-        if stop or last or self.step % self.config.train.checkpoint_every_iters == 0:
+        # before scoring too: it may take long, and may be stopped
+        if stop or last or self._to_score or self.step % self.config.train.checkpoint_every_iters == 0:
             self.save()
         if stop:
             raise Stopped(f"stopped at step {self.step} of {self.schedule.total}; saved {self.checkpoint}")
-        scored = every is not None and int(self.step / (every * per_epoch)) > int((self.step - 1) / (every * per_epoch))
         if last:
             self._finish(log, model)
-        elif scored:
+        elif self._to_score:
             self._score(log, model)
 
     def _finish(self, log: RunLog | None, model: nn.Module) -> None:
@@ -258,13 +292,29 @@ class Trainer:
     def _score(self, log: RunLog | None, model: nn.Module) -> None:
         if self.evaluate is None:
             return
-        values = self.evaluate(self.step)
+        values = self._evaluate()
         model.train()
+        self._to_score = False
         if self.config.schedule.kind == "plateau" and self.goal is not None and self.step < self.schedule.total:
             self.plateau.see(self.goal(values))
             self.save()  # so that a resumed run does not count this score twice
         if log is not None and values:
             log.val(self.step, dict(values))
+
+    def _evaluate(self) -> Mapping[str, float | None]:
+        """Score. Ctrl-C and SIGTERM stop it at once: the checkpoint of this step says that its scores are due."""
+        assert self.evaluate is not None
+        self._stop_at_once = True
+        try:
+            if self._stop_requested:  # it came after the last step's check
+                raise KeyboardInterrupt
+            return self.evaluate(self.step)
+        except KeyboardInterrupt as stop:
+            raise Stopped(
+                f"stopped while step {self.step} of {self.schedule.total} was scored; saved {self.checkpoint}"
+            ) from stop
+        finally:
+            self._stop_at_once = False
 
     def _everybody_stops(self) -> bool:
         """Whether any process was asked to stop."""
@@ -275,15 +325,20 @@ class Trainer:
         return bool(self.accelerator.check_trigger())
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
-        if self._stop_requested:  # the second signal stops at once
+        if self._stop_requested or self._stop_at_once:  # the second signal, or scoring
             raise KeyboardInterrupt
         self._stop_requested = True
+
+    def _epoch(self) -> dict[str, int]:
+        """What an epoch consists of, to tell whether the data has changed when a run is resumed."""
+        return {"batches": self.batches_per_epoch, "accumulate": self.config.train.accumulate}
 
     def save(self) -> None:
         """Write the checkpoint, in the main process. The model is neither copied nor run."""
         if self.accelerator.is_main_process:
             content = self.task.content(self.accelerator.unwrap_model(self.model))
             content |= {"optimiser": self.optimiser.state_dict(), "step": self.step, "plateau": vars(self.plateau)}
+            content |= {"epoch": self._epoch(), "to_score": self._to_score}
             if self.accelerator.scaler is not None:  # fp16: a resumed run goes on with the scale that was found
                 content["scaler"] = self.accelerator.scaler.state_dict()
             save_atomically(content, self.checkpoint)

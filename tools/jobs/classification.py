@@ -56,7 +56,7 @@ def train(config: ClassifierRunConfig, *, resume: bool = False, overwrite: bool 
     Args:
         config: the settings of the run.
         resume: continue the run in `config.out` from its last checkpoint.
-        overwrite: remove an earlier run in `config.out` first.
+        overwrite: replace an earlier run in `config.out`; it is deleted after the first step of this one.
 
     Returns:
         The trained classifier.
@@ -73,9 +73,13 @@ def train(config: ClassifierRunConfig, *, resume: bool = False, overwrite: bool 
         console = runs.main_console(accelerator)
         torch.manual_seed(config.train.seed)
         data = load_train(config)
+        runs.check_resumed_classes(config, data.class_names, resume=resume)
         val = load_val(config) if config.data.val is not None else None
         check_same_classes(data, val)
-        net = make_classifier(config, data.class_names, console).to(accelerator.device)
+        setup = runs.initial_weights(config, resume=resume)
+        # a resumed run keeps its weights.txt
+        quiet = Console(quiet=True) if resume else console
+        net = make_classifier(setup, data.class_names, quiet).to(accelerator.device)
         images = training_images(config, data, net.preprocess)
         if accelerator.is_main_process:
             _show_data(images, data, config)

@@ -60,7 +60,7 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
     Args:
         config: the settings of the run.
         resume: continue the run in `config.out` from its last checkpoint.
-        overwrite: remove an earlier run in `config.out` first.
+        overwrite: replace an earlier run in `config.out`; it is deleted after the first step of this one.
 
     Returns:
         The trained detector.
@@ -79,9 +79,12 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
         splits = load_data(config)
         data, val = splits.train, splits.val
         assert data is not None
+        runs.check_resumed_classes(config, data.class_names, resume=resume)
         if accelerator.is_main_process:
             _show_data(splits, config)
-        detector = make_detector(config, data, console).to(accelerator.device)
+        setup = runs.initial_weights(config, resume=resume)
+        # a resumed run keeps its weights.txt
+        detector = make_detector(setup, data, Console(quiet=True) if resume else console).to(accelerator.device)
         runs.fit(
             detector,
             Detection(config.model, detector.preprocess),

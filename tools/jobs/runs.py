@@ -6,9 +6,9 @@ predict start without either.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,20 +18,38 @@ from rich.console import Console, RenderableType
 from torch import nn
 
 from heads.images import UnreadableImage
-from resnet_backbone.errors import AlreadyExists, InvalidValue, MissingFile
 from resnet_backbone.weights.read import WeightFile
 from tools.config.classification import ClassifierRunConfig
 from tools.config.detection import RunConfig
-from tools.config.settings import load, to_yaml
 from tools.console import CONSOLE
+from tools.data.guard import read_record
 from tools.data.loader import BatchPlan, TrainingImages, make_loader
+from tools.failures import explained
+
+from .resuming import check_classes, describe_changes
+from .run_folder import CHECKPOINT, claim_folder, free_folder, prepare_folder, real_folder, settle
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from tools.engine.tasks import Task
 
+__all__ = [
+    "batch_plan",
+    "check_resumed_classes",
+    "fit",
+    "initial_weights",
+    "main_console",
+    "note_missing_certificate",
+    "prepare_folder",
+    "print_and_save",
+    "read_images",
+    "score_together",
+    "started",
+]
+
 Record = TypeVar("Record")
+Config = TypeVar("Config", RunConfig, ClassifierRunConfig)
 TrainingConfig = RunConfig | ClassifierRunConfig
 Figures = Mapping[str, float | None]
 NOT_CHECKED = "its tensors and outputs are not checked"
@@ -44,13 +62,15 @@ def started(config: TrainingConfig, *, resume: bool, overwrite: bool) -> Iterato
     Args:
         config: the settings of the run.
         resume: continue the run in `config.out`.
-        overwrite: remove an earlier run in `config.out`.
+        overwrite: replace an earlier run in `config.out`. It is deleted after the first step of this one, and put
+            back if this one does not get there.
 
     Yields:
         The accelerator. It is released on exit, so that one process can train again with other settings.
 
     Raises:
-        InvalidValue: a device or precision that this machine does not have; otherwise as for `prepare_folder`.
+        InvalidValue: a device or precision that this machine does not have.
+        UserError: as for `claim_folder`, and as for `failures.explained` for what fails while the run goes on.
     """
     from accelerate.state import AcceleratorState, GradientState
 
@@ -58,46 +78,53 @@ def started(config: TrainingConfig, *, resume: bool, overwrite: bool) -> Iterato
 
     accelerator = make_accelerator(config)
     try:
-        if accelerator.is_main_process:
-            prepare_folder(config, resume=resume, overwrite=overwrite)
-        accelerator.wait_for_everyone()
-        yield accelerator
-        accelerator.end_training()
+        with explained(config.out), _claimed(config, accelerator, resume=resume, overwrite=overwrite):
+            yield accelerator
+            accelerator.end_training()
     finally:  # accelerate keeps device and precision for the whole process
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
 
 
-def prepare_folder(config: TrainingConfig, *, resume: bool, overwrite: bool) -> None:
-    """Make the folder of a run and write its config.yaml.
+@contextmanager
+def _claimed(config: TrainingConfig, accelerator: Accelerator, *, resume: bool, overwrite: bool) -> Iterator[None]:
+    """The folder of a run, held by the main process; a start that fails leaves it as it was."""
+    if not accelerator.is_main_process:
+        accelerator.wait_for_everyone()
+        yield
+        return
+    claim_folder(config, resume=resume, overwrite=overwrite)
+    done = False
+    try:
+        accelerator.wait_for_everyone()
+        if resume:
+            for line in describe_changes(config, real_folder(config.out)):
+                CONSOLE.print(line, markup=False, soft_wrap=True)
+        yield
+        done = True
+    finally:
+        free_folder(config, keep=done)
+
+
+def initial_weights(config: Config, *, resume: bool) -> Config:
+    """The settings that the model of a run is made from.
 
     Args:
-        config: the settings of the run; `out` is the folder.
-        resume: the folder must hold a checkpoint of a run with the same model.
-        overwrite: remove an earlier run in the folder.
+        config: the settings of the run.
+        resume: whether the run is resumed.
 
-    Raises:
-        MissingFile: there is no checkpoint to resume from.
-        InvalidValue: the run to resume has another model.
-        AlreadyExists: the folder holds a run and neither `resume` nor `overwrite` is set, or it holds other files.
+    Returns:
+        The settings themselves, or, for a resumed run, those that load its checkpoint: the weights that the run started
+        from are not needed any more, and the pixel format is the one of the run.
     """
-    saved = config.out / "config.yaml"
-    if resume:
-        if not (config.out / "checkpoints" / "last.pt").is_file():
-            raise MissingFile(f"{config.out} has no checkpoint to resume from: start it without --resume")
-        if load(type(config), saved).model != config.model:
-            raise InvalidValue(
-                f"model differs from the run in {config.out} ({saved}): resume it with the same model, or set `out` to "
-                "another folder and start without --resume"
-            )
-    elif config.out.exists() and any(config.out.iterdir()):
-        if not overwrite:
-            raise AlreadyExists(f"{config.out} already holds a run: --resume continues it, --overwrite replaces it")
-        if not saved.is_file():
-            raise AlreadyExists(f"{config.out} is not empty and holds no run: set `out` to another folder")
-        shutil.rmtree(config.out)
-    config.out.mkdir(parents=True, exist_ok=True)
-    saved.write_text(to_yaml(config), encoding="utf-8")
+    if not resume:
+        return config
+    checkpoint = config.out / CHECKPOINT
+    if isinstance(config, RunConfig):
+        update: dict[str, Any] = {"init_from": checkpoint, "backbone_weights": None, "backbone_source": None}
+    else:
+        update = {"weights": str(checkpoint), "weights_source": None}
+    return config.model_copy(update={**update, "allow_missing": ()})
 
 
 def fit(
@@ -141,8 +168,11 @@ def fit(
     optimiser = make_optimiser(model, config.optimiser, schedule.peak_lr)
     trainer = Trainer(accelerator, model, optimiser, schedule, config, task, plan.per_epoch, evaluate, goal)
     if resume:
-        trainer.resume()
+        for note in trainer.resume():
+            console.print(note, markup=False, soft_wrap=True)
         console.print(f"resumed {trainer.checkpoint} at step {trainer.step} of {schedule.total}")
+    if accelerator.is_main_process:
+        trainer.began = partial(settle, config, trainer.step)
     console.print(
         f"training on {accelerator.device}, {accelerator.num_processes} process(es), "
         f"precision {accelerator.mixed_precision.replace('no', 'fp32')}, {schedule.total} steps of "
@@ -157,6 +187,21 @@ def fit(
     else:
         trainer.run(loader, None)
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the caller gets it without autocast around forward
+
+
+def check_resumed_classes(config: TrainingConfig, class_names: Sequence[str], *, resume: bool) -> None:
+    """Check that the data of a resumed run has the run's classes in the same order. Call it before anything is written.
+
+    Args:
+        config: the settings of the run.
+        class_names: the classes of the data, in the order of the labels.
+        resume: whether the run is resumed; if not, nothing is checked.
+
+    Raises:
+        InvalidValue: the classes or their order differ.
+    """
+    if resume:
+        check_classes(config.out / CHECKPOINT, class_names)
 
 
 def batch_plan(
@@ -218,10 +263,11 @@ def read_images(
 
     Raises:
         UnreadableImage: an image cannot be read and `data.on_bad_image` is "stop".
+        UserError: as for `read_record`; no other error leaves this function.
     """
     for record in records:
         try:
-            image = read(record)
+            image = read_record(read, record)
         except UnreadableImage as error:
             if config.data.on_bad_image == "stop":
                 raise
