@@ -63,6 +63,26 @@ def parser(description: str, *, config: type[CommonConfig] | None = None) -> arg
     return command
 
 
+def training_parser(description: str, config: type[CommonConfig]) -> argparse.ArgumentParser:
+    """Make the parser of a training command, with `--resume` and `--overwrite`.
+
+    Args:
+        description: the help text.
+        config: the kind of configuration.
+
+    Returns:
+        The parser.
+    """
+    command = parser(description, config=config)
+    command.add_argument("--resume", action="store_true", help="continue the run in `out` from its last checkpoint")
+    command.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace an earlier run in `out`; it is deleted after the first step of the new one, or put back",
+    )
+    return command
+
+
 def training_command(description: str, config: type[Config], train: TrainingJob[Config]) -> int:
     """Parse the arguments of a training command and train.
 
@@ -74,14 +94,8 @@ def training_command(description: str, config: type[Config], train: TrainingJob[
     Returns:
         The exit code.
     """
-    command = parser(description, config=config)
+    command = training_parser(description, config)
     command.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of the settings that are no defaults")
-    command.add_argument("--resume", action="store_true", help="continue the run in `out` from its last checkpoint")
-    command.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace an earlier run in `out`; it is deleted after the first step of the new one, or put back",
-    )
     args = command.parse_args()
     train(load(config, args.config, args.set), resume=args.resume, overwrite=args.overwrite)
     return 0

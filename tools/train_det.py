@@ -1,6 +1,11 @@
 """Train a detector.
 
+python tools/train_det.py --data FOLDER [--weights FILE] [--resume | --overwrite] [--set a.b=c ...]
 python tools/train_det.py CONFIG [--resume | --overwrite] [--set a.b=c ...]
+
+With --data, the format of the annotations is recognised, and the settings follow from the data, the weights and the
+device; they are printed with their reasons. With CONFIG and --data, the folder replaces the data of the configuration.
+
 Several GPUs: torchrun --nproc-per-node 8 tools/train_det.py CONFIG
 
 A run is written to its folder (`out`):
@@ -39,7 +44,18 @@ from tools.jobs import detection
 
 def main() -> int:
     """Run the command; the exit code."""
-    return cli.training_command(__doc__, RunConfig, detection.train)
+    parser = cli.training_parser(__doc__, RunConfig)
+    parser.add_argument(
+        "config", type=Path, nargs="?", metavar="CONFIG", help="YAML file of the settings that are no defaults"
+    )
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="a data set of any known format")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="weights to start from: of a classifier or backbone, or a detector or its run"
+    )
+    args = parser.parse_args()
+    config = detection.training_config(args.config, args.data, args.weights, args.set, resume=args.resume)
+    detection.train(config, resume=args.resume, overwrite=args.overwrite)
+    return 0
 
 
 if __name__ == "__main__":

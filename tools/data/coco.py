@@ -94,6 +94,11 @@ class CocoData:
         sums = np.concatenate([[0], np.cumsum(self.trained)])
         return np.diff(sums[self.table.first_row])
 
+    def wide(self) -> list[bool]:
+        """Whether each image is wider than tall."""
+        flags: list[bool] = (self.table.sizes[:, 1] > self.table.sizes[:, 0]).tolist()
+        return flags
+
     @property
     def dropped(self) -> Mapping[str, int]:
         """Number of dropped images and annotations, by reason."""

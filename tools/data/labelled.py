@@ -76,6 +76,10 @@ class LabelledData:
     class_names: tuple[str, ...]
     read: Reader
 
+    def wide(self) -> list[bool]:
+        """All False: crops of classifiers have one size, whatever the image."""
+        return [False] * len(self.records)
+
     def evenly_spaced(self, count: int | None) -> LabelledData:
         """Take evenly spaced images: in a split that is ordered by class, every class keeps its share.
 

@@ -6,6 +6,7 @@ and of training processes, and after a run is resumed within an epoch.
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,6 +36,10 @@ class Records(Protocol):
         """Images with their annotations; each has an `image_id`."""
         ...
 
+    def wide(self) -> list[bool]:
+        """Whether each image is wider than tall."""
+        ...
+
 
 class Augmentation(Protocol):
     """A random transform of an image and its target. The result depends only on the arguments of the call."""
@@ -60,13 +65,13 @@ class Batch:
     Attributes:
         images: N tensors (3, h, w), RGB 0..255; uint8, or float32 if the augmentation's `resize` is "torch".
         targets: N `Targets`, or N labels.
-        image_ids: N ids.
+        image_ids: N ids, numbers or texts.
         skipped: messages about images that could not be read and were replaced.
     """
 
     images: list[Tensor]
     targets: list[Any]
-    image_ids: list[int]
+    image_ids: list[int | str]
     skipped: list[str]
 
 
@@ -83,7 +88,7 @@ class Draw:
     epoch: int
 
 
-class TrainingImages(Dataset[tuple[Tensor, Any, int, str | None]]):
+class TrainingImages(Dataset[tuple[Tensor, Any, int | str, str | None]]):
     """Data set of augmented images, indexed by `Draw`."""
 
     def __init__(
@@ -110,7 +115,7 @@ class TrainingImages(Dataset[tuple[Tensor, Any, int, str | None]]):
     def __len__(self) -> int:
         return len(self.data.records)
 
-    def __getitem__(self, draw: Draw) -> tuple[Tensor, Any, int, str | None]:
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, Any, int | str, str | None]:
         """Read and augment an image.
 
         Args:
@@ -133,7 +138,7 @@ class TrainingImages(Dataset[tuple[Tensor, Any, int, str | None]]):
                     raise
                 message = message or f"{error}; image {record.image_id} was replaced by the next one"
                 continue
-            seed = int(np.random.SeedSequence([self.seed, draw.epoch, record.image_id]).generate_state(1)[0])
+            seed = int(np.random.SeedSequence([self.seed, draw.epoch, seed_of(record.image_id)]).generate_state(1)[0])
             pixels, target = augment_record(self.augment, image, record, seed)
             return pixels, target, record.image_id, message
         raise UnreadableImage(f"none of the {len(self)} images can be read; the first error: {message}")
@@ -187,7 +192,7 @@ class BatchPlan(Sampler[list[Draw]]):
             batch_size: images per batch, over all processes.
             seed: seed of the permutations.
             span: first batch, and the batch to stop before, counted from the beginning of the run.
-            group_by_aspect: whether tall and wide images form separate batches; records then need a `size`.
+            group_by_aspect: whether tall and wide images form separate batches.
             rank: index of this process.
             world: number of processes.
 
@@ -198,7 +203,7 @@ class BatchPlan(Sampler[list[Draw]]):
             raise InvalidValue(
                 f"a batch of {batch_size} images cannot be shared by {world} processes: make it a multiple"
             )
-        self.wide = [group_by_aspect and r.size.width > r.size.height for r in data.records]
+        self.wide = data.wide() if group_by_aspect else [False] * len(data.records)
         self.batch_size, self.seed, self.span, self.rank, self.world = batch_size, seed, span, rank, world
 
     @property
@@ -242,7 +247,21 @@ class BatchPlan(Sampler[list[Draw]]):
         return batches
 
 
-def collate(samples: Sequence[tuple[Tensor, Any, int, str | None]]) -> Batch:
+def seed_of(image_id: int | str) -> int:
+    """A number for an image id, to seed with.
+
+    Args:
+        image_id: a number or a text.
+
+    Returns:
+        The id itself if it is not negative; otherwise the first bytes of a hash of its text.
+    """
+    if isinstance(image_id, int) and image_id >= 0:
+        return image_id
+    return int.from_bytes(hashlib.sha256(str(image_id).encode()).digest()[:8], "big")
+
+
+def collate(samples: Sequence[tuple[Tensor, Any, int | str, str | None]]) -> Batch:
     """Join samples of `TrainingImages` into a batch; images keep their sizes."""
     images, targets, image_ids, messages = zip(*samples)
     skipped = [message for message in messages if message is not None]

@@ -17,7 +17,7 @@ from rich.progress import track
 from heads.detector import RCNN
 from heads.images import read_image
 from heads.predictor import Predictor
-from resnet_backbone.errors import MissingFile
+from resnet_backbone.errors import InvalidValue, MissingFile
 from tools.config.detection import RunConfig, load_config
 from tools.console import CONSOLE
 from tools.data.coco import CocoData
@@ -32,6 +32,7 @@ from .detection_data import Data, load_data, load_train, load_val
 from .detection_pictures import detections_to_json, draw_detections, write_prediction_page, write_training_page
 from .detection_scores import Predicted, predict_results, score, write_scores
 from .detection_setup import make_detector, open_detector, training_images
+from .plan import plan_for_folder, weight_settings, yaml_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -48,6 +49,7 @@ __all__ = [
     "predict",
     "run_folder",
     "train",
+    "training_config",
     "training_images",
 ]
 
@@ -100,6 +102,47 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
         if accelerator.is_main_process:
             _finish(detector, val, config)
     return detector
+
+
+def training_config(
+    config: Path | None,
+    data: Path | None,
+    weights: str | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    resume: bool = False,
+) -> RunConfig:
+    """Load or choose the settings of a run.
+
+    Args:
+        config: a YAML file; None to choose the settings by the data.
+        data: the folder of a data set; it replaces the data of the file.
+        weights: weights to start from; they replace those of the file.
+        overrides: settings such as "train.batch_size=2".
+        resume: the run exists: without a file, its own settings are used.
+
+    Returns:
+        The settings. A plan is printed with its reasons.
+
+    Raises:
+        InvalidValue: neither a file nor a folder was given.
+        UserError: as for `load_config` and `plan_for_folder`.
+    """
+    if config is None and data is None:
+        raise InvalidValue("nothing to train on: give a configuration (CONFIG), or a data set (--data FOLDER)")
+    if config is not None:
+        given = [] if data is None else [f"data.folder={yaml_text(str(data))}"]
+        given += [] if weights is None else weight_settings(weights)
+        return load_config(config, [*given, *overrides])
+    assert data is not None
+    plan = plan_for_folder(data, weights=weights, overrides=overrides)
+    saved = plan.config.out / "config.yaml"
+    if resume and saved.is_file():
+        return load_config(saved, overrides)
+    CONSOLE.print(plan.table())
+    for note in plan.notes:
+        CONSOLE.print(note, markup=False)
+    return plan.config
 
 
 def run_folder(run_or_weights: str | PathLike[str]) -> Path:

@@ -151,6 +151,24 @@ def plan_for_folder(
     return Plan(config, reasons, tuple(rules.notes))
 
 
+def weight_settings(weights: str) -> list[str]:
+    """The settings that start a run from a weight file.
+
+    Args:
+        weights: weights of a classifier or backbone, or a detector of this project, or its run.
+
+    Returns:
+        Overrides such as "init_from=FILE".
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    file = open_weights(weights)
+    if file.meta is not None and file.meta["kind"] == "detector":
+        return [f"init_from={yaml_text(weights)}"]
+    return ["init_from=null", f"backbone_weights={yaml_text(weights)}"]
+
+
 def _data_of(given: Mapping[str, Any]) -> dict[str, Any]:
     """The given settings that decide how data are read."""
     return {"data": given["data"]} if isinstance(given.get("data"), Mapping) else {}

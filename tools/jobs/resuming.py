@@ -44,6 +44,12 @@ RULES: dict[str, tuple[Rule, str]] = {
         ("refuse", LENGTH),
     ),
     **dict.fromkeys((f"data.val.{name}" for name in ("objects", "max_images", "part")), ("say", "")),
+    "data.folder": ("say", ""),
+    **dict.fromkeys(("data.val_fraction", "data.split_seed"), ("refuse", "images would move between train and val")),
+    **dict.fromkeys(
+        ("data.classes", "data.on_bad_annotation", "data.box_format", "data.crowds", "data.outside_images"),
+        ("refuse", "the run so far was trained on other objects"),
+    ),
     "data.empty_images": ("refuse", LENGTH),
     "data.min_box_px": ("say", ""),
     "data.shuffle_labels": ("refuse", "the labels of the run so far would be others"),
@@ -96,6 +102,7 @@ RULES: dict[str, tuple[Rule, str]] = {
     "train.log_every_iters": ("allow", ""),
     "eval.every_epochs": ("say", ""),
     "eval.batch_size": ("allow", ""),
+    "eval.max_detections": ("say", ""),
     "eval.crops": ("say", ""),
     "eval.scales_px": ("say", ""),
 }

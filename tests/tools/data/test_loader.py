@@ -29,6 +29,9 @@ NO_OBJECTS = np.zeros((0, 4)), np.zeros(0, np.int64), (), (), 0
 class Split:
     records: tuple[ImageRecord, ...]
 
+    def wide(self) -> list[bool]:
+        return [record.size.width > record.size.height for record in self.records]
+
 
 def data_of(wide: int, tall: int) -> Split:
     sizes = [ImageSize(height=60, width=80)] * wide + [ImageSize(height=80, width=60)] * tall
