@@ -5,6 +5,7 @@ python tools/train_cls.py CONFIG [--resume | --overwrite] [--set a.b=c ...]
 Several GPUs: torchrun --nproc-per-node 8 tools/train_cls.py CONFIG. A run is written to its folder (`out`):
 
   config.yaml           every setting of the run
+  config.STEP.yaml      the settings up to that step, if --resume changed any
   data.txt              number of training images of every class
   weights.txt           which tensors were loaded, and which start at initial values
   training_images.png   augmented training images with their classes

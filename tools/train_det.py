@@ -11,6 +11,7 @@ Several GPUs: torchrun --nproc-per-node 8 tools/train_det.py CONFIG
 A run is written to its folder (`out`):
 
   config.yaml           every setting of the run
+  config.STEP.yaml      the settings up to that step, if --resume changed any
   data.txt              summary of the training split
   weights.txt           which tensors were loaded, and which start at initial values
   training_images.png   augmented training images with their ground truth

@@ -172,7 +172,7 @@ def recover(folder: Path) -> list[str]:
         notes.append(f"a start with --overwrite was killed before its first step: the earlier run is back in {folder}")
     else:  # killed before it was renamed, or after it was renamed back
         for name in (MARKER, f"{MARKER}.part"):
-            with suppress(FileNotFoundError, NotADirectoryError):
+            if (folder / name).is_file():
                 (folder / name).unlink()
     return notes
 
