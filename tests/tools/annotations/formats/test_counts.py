@@ -15,7 +15,6 @@ from PIL import Image
 from tests.tools.annotations.formats import test_csv_boxes, test_labelme, test_via, test_voc, test_yolo
 from tools.annotations.formats import read_folder
 
-
 NAMES_THE_CLASS = test_via.region(test_via.RECT, kind="x")
 
 
