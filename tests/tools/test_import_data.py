@@ -178,13 +178,14 @@ def test_an_existing_folder_is_kept_until_the_new_one_is_complete(
     (out / "mine.txt").write_text("mine")
     with pytest.raises(AlreadyExists, match="--overwrite"):
         import_data(source, out, ImportOptions(), console)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
 
-        def stop(*_: object) -> None:
-            raise KeyboardInterrupt
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
 
+    with monkeypatch.context() as patch:
         patch.setattr(importing.json, "dumps", stop)
-        import_data(source, out, ImportOptions(overwrite=True), console)
+        with pytest.raises(KeyboardInterrupt):
+            import_data(source, out, ImportOptions(overwrite=True), console)
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
     import_data(source, out, ImportOptions(overwrite=True), console)
     assert not (out / "mine.txt").exists() and sum(read_objects(out).values()) == 40

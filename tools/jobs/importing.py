@@ -25,6 +25,9 @@ from tools.annotations.formats.json_kind import read_json
 from tools.annotations.formats.tree import scan
 from tools.annotations.splits import split_content
 
+# the keys without which an entry of a COCO file cannot be placed; the reader checks the others
+KEYS = {"images": ("id",), "annotations": ("image_id", "category_id"), "categories": ("id", "name")}
+
 
 @dataclass(frozen=True)
 class ImportOptions:
@@ -97,10 +100,9 @@ def _with_content(split: Split) -> Split:
     if split.content is not None:
         return split
     content = read_json(split.annotations)
-    if not isinstance(content, dict) or not all(
-        isinstance(content.get(p), list) for p in ("images", "annotations", "categories")
-    ):
+    if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in KEYS):
         raise BadAnnotations(f"{split.annotations} lacks a list of images, annotations or categories: export it again")
+    content = {**content, **{part: _entries(content, part, split.findings) for part in KEYS}}
     tree = scan(split.images)
     files = set(tree.images)
     images = []
@@ -112,12 +114,25 @@ def _with_content(split: Split) -> Split:
             continue
         what = "several images have the name that is listed" if found else "image that is missing"
         fix = "add the image, or remove its entry and annotations"
-        split.findings.add("refused", what, unit="image", entry=f"image {entry.get('id')}", came=name, fix=fix)
+        split.findings.add("refused", what, unit="image", entry=f"image {entry['id']}", came=name, fix=fix)
     ids = {entry["id"] for entry in images}
-    kept = [entry for entry in content["annotations"] if entry.get("image_id") in ids]
+    kept = [entry for entry in content["annotations"] if entry["image_id"] in ids]
     if lost := len(content["annotations"]) - len(kept):
-        split.findings.add("dropped", "object of an image that cannot be used", count=lost)
+        split.findings.add("dropped", "object of an image that cannot be used or is not listed", count=lost)
     return replace(split, content={**content, "images": images, "annotations": kept})
+
+
+def _entries(content: Mapping[str, Any], part: str, findings: Findings) -> list[dict[str, Any]]:
+    """The entries of a part of a COCO file that have their ids."""
+    entries = []
+    for number, entry in enumerate(content[part], 1):
+        if isinstance(entry, dict) and all(isinstance(entry.get(key), (int, str)) for key in KEYS[part]):
+            entries.append(entry)
+            continue
+        unit = {"images": "image", "annotations": "object", "categories": "category"}[part]
+        what = f"entry of {part} without {' and '.join(KEYS[part])}"
+        findings.add("refused", what, unit=unit, entry=f"entry {number}", came=entry, fix="add them, or remove it")
+    return entries
 
 
 def chosen_classes(splits: Sequence[Split], specs: Sequence[str]) -> list[Split]:

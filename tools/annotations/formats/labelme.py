@@ -60,7 +60,11 @@ def _read_file(tree: Tree, draft: Draft, path: str, taken: dict[str, str]) -> No
         fix = "export it again, or remove it"
         findings.add("refused", "JSON file that is not complete", unit="file", entry=path, came=str(error), fix=fix)
         return
-    shapes = content.get("shapes") or []
+    shapes = content.get("shapes") if isinstance(content, dict) else None
+    if not isinstance(shapes, list):
+        fix = "export it again, or remove it"
+        findings.add("refused", "JSON file without a list of shapes", unit="file", entry=path, came=shapes, fix=fix)
+        return
     name = str(content.get("imagePath") or "")
     embedded = isinstance(content.get("imageData"), str) and not (tree.find_stem(path) or tree.find_image(name))
     if embedded and not tree.find_image(name, near=path):

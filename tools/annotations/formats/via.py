@@ -72,14 +72,23 @@ def entries(content: Any) -> list[dict[str, Any]]:
         Entries with "filename" and "regions".
     """
     images = content.get("_via_img_metadata", content) if isinstance(content, dict) else content
-    images = images.values() if isinstance(images, dict) else images
-    return [entry for entry in images if isinstance(entry, dict) and "filename" in entry and "regions" in entry]
+    images = list(images.values()) if isinstance(images, dict) else images
+    return (
+        []
+        if not isinstance(images, list)
+        else [entry for entry in images if isinstance(entry, dict) and "filename" in entry and "regions" in entry]
+    )
 
 
 def regions(entry: Mapping[str, Any]) -> list[Any]:
     """The regions of an image: a list in version 2, a dict in version 1."""
     value = entry["regions"] or []
     return list(value.values()) if isinstance(value, dict) else list(value) if isinstance(value, list) else [value]
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    """The value if it is a dict, otherwise an empty one."""
+    return value if isinstance(value, dict) else {}
 
 
 def class_attribute(tree: Tree, contents: Iterable[Any]) -> tuple[str | None, str]:
@@ -98,14 +107,14 @@ def class_attribute(tree: Tree, contents: Iterable[Any]) -> tuple[str | None, st
     defined: dict[str, str] = {}
     used: Counter[str] = Counter()
     for content in contents:
-        attributes = content.get("_via_attributes", {}).get("region", {}) if isinstance(content, dict) else {}
+        attributes = _dict(_dict(_dict(content).get("_via_attributes")).get("region"))
         defined |= {
             name: str(entry.get("type", "text")) for name, entry in attributes.items() if isinstance(entry, dict)
         }
         for entry in entries(content):
             for region in regions(entry):
-                values = region.get("region_attributes") if isinstance(region, dict) else None
-                used.update(name for name, value in (values or {}).items() if value not in ("", None, {}))
+                values = _dict(_dict(region).get("region_attributes"))
+                used.update(name for name, value in values.items() if value not in ("", None, {}))
     candidates = [name for name in used if defined.get(name) != "checkbox"] or list(used)
     if not candidates:
         return None, f'no region has attributes: all objects are of one class, "{ONE_CLASS}"'

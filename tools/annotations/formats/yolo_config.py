@@ -69,8 +69,8 @@ def read_config(tree: Tree, files: Sequence[str]) -> Config:
         usual = [path for path in files if posixpath.basename(path).lower() in USUAL]
         if len(usual) != 1:
             raise BadAnnotations(
-                f"{tree.root} holds several YOLO configurations ({', '.join(files[:5])}): give the path of one of them "
-                "instead of the folder"
+                f"{tree.root} holds several YOLO configurations ({', '.join(files[:5])}): remove the others, or "
+                "give the path of one of them instead of the folder"
             )
         files = usual
     path = files[0]
