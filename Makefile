@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-mmdet lint format build clean
+.PHONY: help setup demo test test-long test-mmdet lint format build clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ demo: $(INSTALLED) ## make a small data set, train a detector on it, score it an
 
 test: $(INSTALLED) ## the tests; some of them: make test ARGS="tests/heads -k nms"
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
+
+test-long: $(INSTALLED) ## the proofs that take many minutes; `make test` skips them
+	$(BIN)/python -m pytest -m long $(ARGS)
 
 # mmcv 2.1 is built from its source, with C++17, which torch 2.14 no longer accepts
 .venv-mmdet/.installed:

@@ -26,6 +26,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(share)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip tests marked `long`, unless they are asked for by that marker."""
+    if "long" in (config.getoption("markexpr") or ""):
+        return
+    for item in items:
+        if "long" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="takes many minutes: `make test-long` runs it"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder beside the repository with data and weights; without it the test is skipped."""

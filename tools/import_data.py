@@ -10,6 +10,9 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from tools import interrupts
+
+    interrupts.watch()  # the imports below take seconds
 
 from tools import cli
 from tools.annotations.formats import FORMATS

@@ -164,7 +164,11 @@ def _failing_object(augment: Callable[[np.ndarray, Any, int], Any], image: np.nd
 
     def fails(rows: slice) -> bool:
         part = replace(
-            record, boxes=record.boxes[rows], labels=record.labels[rows], segmentations=record.segmentations[rows]
+            record,
+            boxes=record.boxes[rows],
+            labels=record.labels[rows],
+            segmentations=record.segmentations[rows],
+            object_ids=record.object_ids[rows],
         )
         try:
             augment(image, part, seed)
@@ -177,5 +181,6 @@ def _failing_object(augment: Callable[[np.ndarray, Any, int], Any], image: np.nd
     for row, box in enumerate(record.boxes):
         if fails(slice(row, row + 1)):
             x1, y1, x2, y2 = (round(float(side), 2) for side in box)
-            return f", object {row + 1} of {len(record.boxes)} (box {x1:g}, {y1:g} to {x2:g}, {y2:g})"
+            name = "" if record.object_ids[row] is None else f"annotation {record.object_ids[row]}, "
+            return f", {name}object {row + 1} of {len(record.boxes)} (box {x1:g}, {y1:g} to {x2:g}, {y2:g})"
     return ""

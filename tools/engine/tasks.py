@@ -34,7 +34,7 @@ class TrainBatch(Protocol):
         """What the task learns from: n."""
 
     @property
-    def image_ids(self) -> list[int]:
+    def image_ids(self) -> list[int | str]:
         """The image ids: n."""
 
     @property
