@@ -10,7 +10,7 @@ from typing import NamedTuple
 from resnet_backbone.errors import InvalidValue, did_you_mean
 
 from ..findings import BadAnnotations
-from . import coco, csv_boxes, dota, labelme, masks, via, voc, yolo
+from . import coco, csv_boxes, cvat, dota, labelme, masks, via, voc, yolo
 from .json_kind import json_kind
 from .structures import Folder
 from .tree import Tree, scan
@@ -44,6 +44,7 @@ FORMATS: dict[str, Format] = {
     ),
     "via": Format("VIA", lambda tree, kinds: kinds["via"], via.read, "a JSON of the VGG Image Annotator"),
     "labelme": Format("labelme", lambda tree, kinds: kinds["labelme"], labelme.read, "JSON files with shapes"),
+    "cvat": Format("CVAT", lambda tree, kinds: cvat.find(tree), cvat.read, "CVAT's annotations.xml, with images"),
     "dota": Format("DOTA", lambda tree, kinds: dota.find(tree), dota.read, "labelTxt/*.txt with quadrilaterals"),
     "csv": Format(
         "CSV", lambda tree, kinds: csv_boxes.find(tree), csv_boxes.read, "a CSV with a box per row", is_secondary=True
