@@ -193,15 +193,12 @@ def read(tree: Tree, files: Sequence[str]) -> Folder:
     if any(len(paths) > 1 for paths in by_split.values()) or ("all" in by_split and len(by_split) > 1):
         raise BadAnnotations(
             f"{tree.root} holds several tables of boxes ({', '.join(files[:5])}), and their names do not tell which to "
-            "use: give the path of one file instead of the folder, or name one file of each split with train, val and "
-            "test"
+            "use: remove those that are not to be used, give the path of one file instead of the folder, or name one "
+            "file of each split with train, val and test"
         )
     drafts: dict[str, Draft] = {}
     for name, (path,) in sorted(by_split.items()):
         _read_table(tree, path, name, drafts, notes)
-    used = {image.path for draft in drafts.values() for image in draft.images}
-    if unused := len(set(tree.images) - used):
-        notes.append(f"{unused:,} images are in no row of the tables and are not used")
     order = ("train", "val", "test", "all")
     return Folder("CSV", finish(tree, sorted(drafts.values(), key=lambda draft: order.index(draft.name))), notes)
 

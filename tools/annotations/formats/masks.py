@@ -137,10 +137,6 @@ def read(tree: Tree, files: Sequence[str]) -> Folder:
                 assert image is not None
                 _read_mask(tree, draft, image, mask, meaning)
         drafts.append(draft)
-    masks = {mask for listed in found.values() for mask in listed}
-    alone = [path for path in tree.images if path not in masks and path not in found]
-    if alone:
-        notes.append(f"{len(alone):,} images have no mask and are not used, such as {alone[0]}")
     return Folder("mask images", finish(tree, drafts), notes)
 
 

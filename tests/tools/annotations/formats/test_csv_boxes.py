@@ -60,7 +60,7 @@ def test_splits_come_from_the_names_of_tables_or_a_column(folder: Any, objects: 
     data = read_folder(folder({**pictures, **files, "labels.csv": header + row.format("a") + row.format("b")}))
     assert list(data.splits) == ["train", "test"] and list(objects(data.splits["test"])) == ["b.png"]
     assert any("not read" in note and "labels.csv" in note for note in data.notes)
-    assert any("1 images are in no row" in note for note in data.notes)
+    assert any("1 images are not used, such as c.png" in note for note in data.notes)
 
 
 def test_a_column_of_splits_is_used(folder: Any, objects: Any) -> None:

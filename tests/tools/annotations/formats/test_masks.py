@@ -86,7 +86,7 @@ def test_names_with_suffixes_and_splits_of_folders_are_matched(folder: Any) -> N
         "train": 2,
         "test": 3,
     }
-    assert any("1 images have no mask" in note for note in data.notes)
+    assert any("1 images are not used" in note for note in data.notes)
 
 
 def test_one_file_per_object_may_overlap(folder: Any) -> None:
