@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from resnet_backbone.errors import InvalidValue
+
 from .findings import BadAnnotations
 from .similar import near_duplicates, perceptual_hashes
 
@@ -39,10 +41,12 @@ def split_content(
 
     Raises:
         BadAnnotations: there are fewer than two images, or each holds the only objects of a class.
-        ValueError: `val_fraction` is not between 0 and 1.
+        InvalidValue: `val_fraction` is not between 0 and 1, or `seed` is negative.
     """
     if not 0 < val_fraction < 1:
-        raise ValueError(f"val_fraction={val_fraction}: give a number between 0 and 1")
+        raise InvalidValue(f"val_fraction={val_fraction}: give a number between 0 and 1")
+    if seed < 0:
+        raise InvalidValue(f"seed={seed}: give 0 or more")
     entries = sorted(content["images"], key=lambda entry: str(entry["file_name"]))
     if len(entries) < 2:
         raise BadAnnotations(

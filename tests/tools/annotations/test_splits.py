@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from resnet_backbone.errors import InvalidValue
 from tools.annotations import splits
 from tools.annotations.findings import BadAnnotations
 from tools.annotations.splits import split_content
@@ -136,3 +137,10 @@ def test_copies_in_files_of_other_names_and_kinds_stay_together(tmp_path: Path) 
 def test_what_cannot_be_split_is_an_error(classes: list[set[int]], groups: list[list[int]]) -> None:
     with pytest.raises(BadAnnotations, match="give a val split"):
         split_content(content_of(classes), Path())
+
+
+@pytest.mark.parametrize("options", [{"val_fraction": 0.0}, {"val_fraction": 1.0}, {"seed": -1}], ids=str)
+def test_a_wrong_fraction_or_seed_is_an_error_that_names_it(options: dict[str, Any], groups: list[list[int]]) -> None:
+    (name,) = options
+    with pytest.raises(InvalidValue, match=f"{name}="):
+        split_content(content_of([{0}, {0}]), Path(), **options)

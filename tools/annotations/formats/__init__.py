@@ -7,6 +7,7 @@
 | YOLO | `data.yaml`, `obj.data` or `classes.txt`; label files of numbers named as the images |
 | VIA | JSON of the VGG Image Annotator: a project or an export |
 | labelme | one JSON per image with `shapes` |
+| CVAT | `annotations.xml` with `<annotations>` |
 | DOTA | `labelTxt/*.txt`: quadrilaterals with a class |
 | CSV | one box per row |
 | mask PNGs | images and masks with the same stems, or a folder per image |

@@ -90,8 +90,9 @@ def _one_per_split(tree: Tree, files: Sequence[str], notes: list[str]) -> dict[s
     if several or ("all" in by_split and len(by_split) > 1):
         listed = "; ".join(f"{name}: {', '.join(paths[:5])}" for name, paths in sorted((several or by_split).items()))
         raise BadAnnotations(
-            f"{tree.root} holds several COCO files and their names do not tell which to use ({listed}): give the path "
-            "of one file instead of the folder, or name one file of each split with train, val and test"
+            f"{tree.root} holds several COCO files and their names do not tell which to use ({listed}): remove "
+            "those that are not to be used, give the path of one file instead of the folder, or name one file of each "
+            "split with train, val and test"
         )
     not_used = sorted(set(files) - {paths[0] for paths in by_split.values()})
     if not_used:

@@ -36,6 +36,9 @@ IMAGE = (
     "externalid",
 )
 CLASS = ("class", "label", "classname", "name", "category", "labelname", "categoryname", "species", "type", "classid")
+CLASS_END = re.compile(
+    r"(class|label|category|type|species)$"
+)  # such as cell_type, where no column has one of these names
 SPLIT = ("split", "set", "subset", "partition", "usage")
 CORNERS = (
     ("xmin", "ymin", "xmax", "ymax"),
@@ -138,7 +141,9 @@ def columns_of(rows: Sequence[tuple[int, Sequence[str]]]) -> Columns | None:
         return _without_header(first)
     if VIA_SHAPE in names and VIA_ATTRIBUTES in names:
         return Columns(image, (), False, shape=(names.index(VIA_SHAPE), names.index(VIA_ATTRIBUTES)))
-    label, split, group = where(*CLASS), where(*SPLIT), where("isgroupof")
+    ends = [i for i, name in enumerate(names) if CLASS_END.search(name) and i != image]
+    label = where(*CLASS) if where(*CLASS) is not None else ends[0] if ends else None
+    split, group = where(*SPLIT), where("isgroupof")
     for options, is_corners in ((CORNERS, True), (SIDES, False)):
         for option in options:
             if all(name in names for name in option):
@@ -188,15 +193,12 @@ def read(tree: Tree, files: Sequence[str]) -> Folder:
     if any(len(paths) > 1 for paths in by_split.values()) or ("all" in by_split and len(by_split) > 1):
         raise BadAnnotations(
             f"{tree.root} holds several tables of boxes ({', '.join(files[:5])}), and their names do not tell which to "
-            "use: give the path of one file instead of the folder, or name one file of each split with train, val and "
-            "test"
+            "use: remove those that are not to be used, give the path of one file instead of the folder, or name one "
+            "file of each split with train, val and test"
         )
     drafts: dict[str, Draft] = {}
     for name, (path,) in sorted(by_split.items()):
         _read_table(tree, path, name, drafts, notes)
-    used = {image.path for draft in drafts.values() for image in draft.images}
-    if unused := len(set(tree.images) - used):
-        notes.append(f"{unused:,} images are in no row of the tables and are not used")
     order = ("train", "val", "test", "all")
     return Folder("CSV", finish(tree, sorted(drafts.values(), key=lambda draft: order.index(draft.name))), notes)
 
@@ -206,11 +208,16 @@ def _read_table(tree: Tree, path: str, split: str, drafts: dict[str, Draft], not
     rows = _rows(tree, path)
     columns = columns_of(rows)
     assert columns is not None
-    if columns.has_header:
-        rows = rows[1:]
+    header = rows[0][1] if columns.has_header else []
+    rows = rows[1:] if columns.has_header else rows
     notes.append(f"{split}: {path}, {len(rows):,} rows, {'with' if columns.has_header else 'without'} a header")
     if columns.label is None and columns.shape is None:
-        notes.append(f'{path} has no column of classes: all objects are of one class, "{ONE_CLASS}"')
+        notes.append(
+            f'{path} has no column of classes among {", ".join(header)}: all objects are of one class, "{ONE_CLASS}"; '
+            'if one of them is the class, call it "class"'
+        )
+    elif header and columns.label is not None:
+        notes.append(f'{path}: the column "{header[columns.label]}" is the class')
     scale = _are_fractions(columns, rows)
     if scale:
         notes.append(f"{path}: coordinates are fractions of the image")

@@ -34,10 +34,10 @@ def json_kind(path: Path) -> Kind | None:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if not content[:64].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
             return None
-        if sum(re.search(key, content) is not None for key in COCO_PARTS) >= 2:
-            return None if content.find(b'"segments_info"') >= 0 else "coco"  # panoptic: no objects with boxes
         if all(re.search(key, content) for key in LABELME):
             return "labelme"
+        if sum(re.search(key, content) is not None for key in COCO_PARTS) >= 2:
+            return None if content.find(b'"segments_info"') >= 0 else "coco"  # panoptic: no objects with boxes
         is_via = content.find(b'"_via_img_metadata"') >= 0 or all(re.search(key, content) for key in VIA)
         return "via" if is_via else None
 

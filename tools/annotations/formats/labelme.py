@@ -19,7 +19,7 @@ from ..findings import BadAnnotations, Findings
 from .json_kind import read_json
 from .outlines import box_of, ellipse, encoded
 from .structures import Draft, DraftImage, Folder, finish, sized_image
-from .tree import Tree, by_folder
+from .tree import Tree, by_folder, stem
 from .voc import image_of
 
 NO_AREA = ("point", "points", "line", "linestrip")
@@ -66,8 +66,8 @@ def _read_file(tree: Tree, draft: Draft, path: str, taken: dict[str, str]) -> No
         findings.add("refused", "JSON file without a list of shapes", unit="file", entry=path, came=shapes, fix=fix)
         return
     name = str(content.get("imagePath") or "")
-    embedded = isinstance(content.get("imageData"), str) and not (tree.find_stem(path) or tree.find_image(name))
-    if embedded and not tree.find_image(name, near=path):
+    embedded = isinstance(content.get("imageData"), str) and not (tree.find_stem(stem(path)) or tree.find_image(name))
+    if embedded:
         fix = "write the image file: `labelme_export_json FILE.json` does"
         findings.add("refused", "image that is only embedded in the JSON", unit="image", entry=path, came=name, fix=fix)
         draft.lose_objects(len(shapes), path)

@@ -4,10 +4,13 @@ What the values of a mask mean is decided for the whole data set, and said:
 
 - several files for an image (`ID/images/*.png` with `ID/masks/*.png`, or `masks/STEM/*.png`): one object per file;
 - masks of two values: every connected component (8 neighbours) of what is not 0 is an object;
-- values 1..n in most files, values above 255, or more than 64 values in all: every value is an object (instance ids);
+- a folder named after objects or instances, as SegmentationObject, values above 255, more than 64 values in all, or
+  values 1, 2, ... in nine of ten files, which differ from file to file and are mostly in one piece: every value is an
+  object (instance ids);
 - other values or colours: every value is a class, and each of its connected components an object.
 
-Objects of masks have one class, "object", except in the last case.
+Objects of masks have one class, "object", except in the last case, and where SegmentationClass lies beside
+SegmentationObject. Names of classes come from `class_names.txt`, where labelme writes it.
 """
 
 from __future__ import annotations
@@ -15,29 +18,25 @@ from __future__ import annotations
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from ..findings import BadAnnotations
+from .mask_values import COLOUR, OBJECT_FOLDERS, VOID, Meaning, meaning_of, read_values
 from .outlines import encoded
 from .structures import Draft, DraftImage, Folder, finish, sized_image
 from .tree import Tree, by_folder, stem
 
 ONE_CLASS = "object"
 FOLDERS = re.compile(r"mask|segmentation|label|annot|ground_?truth|instance|^gt$|_gt$|^seg$", re.IGNORECASE)
+CLASS_FOLDERS = re.compile(r"class|semantic", re.IGNORECASE)
+PICTURES = re.compile(r"visuali[sz]|[_-]viz$|overlay|colou?r", re.IGNORECASE)  # for people, not for programs
 SUFFIX = re.compile(r"[_\-.](cp_)?(masks?|labels?|gt|seg|instances?|instance_?ids?)$", re.IGNORECASE)
 PHOTOGRAPH_SUFFIXES = ("", "_img", "_image", "-img")
-VOID = 255
-COLOUR = 1 << 40  # added to the number of a colour, above all object numbers
-MOST_CLASSES = 64  # more values than this in a data set are object numbers
 SMALL_PX = 4  # components of fewer pixels are probably noise
-LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp")
 
-Meaning = Literal["objects", "files", "components", "classes"]
 SENTENCES: dict[Meaning, str] = {
     "objects": "every value but 0 in a mask is one object",
     "files": "there is one mask file per object: what is not 0 is the object",
@@ -76,7 +75,7 @@ def pairs(tree: Tree) -> dict[str, list[str]]:
     by_stem: dict[str, list[str]] = defaultdict(list)
     by_folder_: dict[str, list[str]] = defaultdict(list)
     for path in tree.images:
-        if path not in masks:
+        if path not in masks and not PICTURES.search(posixpath.basename(posixpath.dirname(path))):
             by_stem[stem(path).lower()].append(path)
             by_folder_[posixpath.dirname(path)].append(path)
     found: dict[str, list[str]] = defaultdict(list)
@@ -88,6 +87,8 @@ def pairs(tree: Tree) -> dict[str, list[str]]:
 
 def _may_be_mask(path: str) -> bool:
     parts = posixpath.dirname(path).split("/")
+    if PICTURES.search(parts[-1]) or PICTURES.search(stem(path)):
+        return False
     return any(FOLDERS.search(part) for part in parts[-2:]) or bool(SUFFIX.search(stem(path)))
 
 
@@ -124,10 +125,13 @@ def read(tree: Tree, files: Sequence[str]) -> Folder:
     Raises:
         BadAnnotations: no mask can be read.
     """
-    found = pairs(tree)
-    notes = [f"{len(files):,} masks of {len(found):,} images"]
-    meaning = _meaning(tree, found)
+    found, class_masks = _one_folder(tree, pairs(tree))
+    notes = [f"{sum(map(len, found.values())):,} masks of {len(found):,} images"]
+    meaning = meaning_of(tree, found)
     notes.append(SENTENCES[meaning])
+    names = _class_names(tree, notes)
+    if class_masks:
+        notes.append(f"the classes of the objects come from {posixpath.dirname(next(iter(class_masks.values())))}")
     drafts = []
     for name, images in by_folder(sorted(found), notes).items():
         draft = Draft.of(name, tree.root)
@@ -135,98 +139,71 @@ def read(tree: Tree, files: Sequence[str]) -> Folder:
             image = sized_image(tree, draft, path)
             for mask in found[path] if image is not None else ():
                 assert image is not None
-                _read_mask(tree, draft, image, mask, meaning)
+                _read_mask(tree, draft, image, mask, meaning, names, class_masks.get(path))
         drafts.append(draft)
-    masks = {mask for listed in found.values() for mask in listed}
-    alone = [path for path in tree.images if path not in masks and path not in found]
-    if alone:
-        notes.append(f"{len(alone):,} images have no mask and are not used, such as {alone[0]}")
     return Folder("mask images", finish(tree, drafts), notes)
 
 
-def read_values(tree: Tree, path: str) -> np.ndarray:
-    """Read a mask.
-
-    Args:
-        tree: the folder.
-        path: the mask.
-
-    Returns:
-        (H, W) int64. Colours are numbers `COLOUR` + 0xRRGGBB; black and transparent pixels are 0.
+def _one_folder(tree: Tree, found: Mapping[str, list[str]]) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """The masks to read, from one folder per image, and the mask of classes of an image, if there is one beside it.
 
     Raises:
-        OSError: the file cannot be read, holds several pages, values that are no whole numbers, or values that JPEG
-            changed.
+        BadAnnotations: the masks of an image lie in several folders, and none has the name of a folder of objects.
     """
-    try:
-        with Image.open(tree.root / path) as image:
-            if getattr(image, "n_frames", 1) > 1:
-                raise OSError(f"it holds {image.n_frames} pages")
-            if image.mode in ("1", "L", "P", "I", "F") or image.mode.startswith("I;16"):
-                values = np.asarray(image)
-            else:
-                channels = np.asarray(image.convert("RGBA")).astype(np.int64)
-                red, green, blue, alpha = np.moveaxis(channels, -1, 0)
-                is_grey = bool(((red == green) & (green == blue)).all())
-                values = red if is_grey else COLOUR + (red << 16) + (green << 8) + blue
-                values = np.where((alpha > 0) & (values != COLOUR), values, 0)
-    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise OSError(str(error)) from error
-    whole = np.asarray(values).astype(np.int64)
-    if np.issubdtype(values.dtype, np.floating) and not (whole == values).all():
-        raise OSError("its values are not whole numbers")
-    is_lossy = path.lower().endswith(LOSSY)
-    if is_lossy and whole.any():
-        bright, between = np.count_nonzero(whole >= 224), np.count_nonzero((whole > 32) & (whole < 224))
-        if not bright or between > 0.25 * bright:
-            raise OSError("JPEG changes the values of masks: export them as PNG")
-    if is_lossy or _is_soft(whole):
-        whole = np.where(whole > VOID // 2, VOID, 0)  # two values, blurred by compression or drawn with soft edges
-    return whole
+    chosen, classes = {}, {}
+    for photograph, masks in found.items():
+        folders = sorted({posixpath.dirname(mask) for mask in masks})
+        if len(folders) > 1:
+            objects = [folder for folder in folders if OBJECT_FOLDERS.search(posixpath.basename(folder))]
+            if len(objects) != 1:
+                raise BadAnnotations(
+                    f"{tree.root}: the masks of {photograph} lie in several folders ({', '.join(folders)}): keep one "
+                    "of them, or call the one of object numbers SegmentationObject"
+                )
+            others = [mask for mask in masks if CLASS_FOLDERS.search(posixpath.basename(posixpath.dirname(mask)))]
+            if len(others) == 1:
+                classes[photograph] = others[0]
+            masks = [mask for mask in masks if posixpath.dirname(mask) == objects[0]]
+        chosen[photograph] = masks
+    return chosen, classes
 
 
-def _is_soft(values: np.ndarray) -> bool:
-    """Whether a mask is 0 and 255 with values between them at the edges."""
-    counts = np.bincount(values[(values >= 0) & (values <= VOID)], minlength=VOID + 1)
-    between = counts[1:VOID].sum()
-    return bool(values.max(initial=0) == VOID and between and np.count_nonzero(counts) > 8 and between < counts[VOID])
+def _class_names(tree: Tree, notes: list[str]) -> list[str]:
+    """Names of the values of class masks, from labelme's list."""
+    lists = [path for path in tree.files if posixpath.basename(path) == "class_names.txt"]
+    if len(lists) != 1:
+        return []
+    notes.append(f"{lists[0]} names the classes")
+    return [line.strip() for line in (tree.root / lists[0]).read_bytes().decode("utf-8-sig", "replace").splitlines()]
 
 
-def _meaning(tree: Tree, found: Mapping[str, Sequence[str]]) -> Meaning:
-    """What the values of the masks mean."""
-    if any(len(masks) > 1 for masks in found.values()):
-        return "files"
-    sets = list(_value_sets(tree, [mask for masks in found.values() for mask in masks]))
-    if not sets:
-        raise BadAnnotations(f"{tree.root}: none of its masks can be read as an image: export them again as PNG")
-    every = set().union(*sets)
-    if all(len(values) <= 1 for values in sets) and len(every) <= 1:
-        return "components"
-    numbered = sum(values - {VOID} == set(range(1, len(values - {VOID}) + 1)) for values in sets)
-    varied = len({frozenset(values) for values in sets}) > 1 or len(sets) < 5
-    if len(every) > MOST_CLASSES or (numbered >= 0.9 * len(sets) and varied) or VOID < max(every) < COLOUR:
-        return "objects"
-    return "classes"
+def _label(value: int, names: Sequence[str]) -> str:
+    """The class of a value or colour of a mask."""
+    if value >= COLOUR:
+        return f"colour #{value - COLOUR:06x}"
+    return names[value] if value < len(names) and names[value] else f"class {value}"
 
 
-def _value_sets(tree: Tree, masks: Sequence[str]) -> Iterator[set[int]]:
-    """The values but 0 of every mask that can be read."""
-    for mask in masks:
-        try:
-            yield {int(v) for v in np.unique(read_values(tree, mask))} - {0}
-        except OSError:
-            continue
-
-
-def _read_mask(tree: Tree, draft: Draft, image: DraftImage, mask: str, meaning: Meaning) -> None:
-    """Add the objects of one mask."""
+def _read_mask(
+    tree: Tree,
+    draft: Draft,
+    image: DraftImage,
+    mask: str,
+    meaning: Meaning,
+    names: Sequence[str],
+    class_mask: str | None,
+) -> None:
+    """Add the objects of one mask; the mask of classes, if there is one, gives their classes."""
+    classes = None
     try:
         values = read_values(tree, mask)
+        if class_mask is not None:
+            classes = read_values(tree, class_mask)
     except OSError as error:
         fix = "replace it, or remove it together with its image"
         draft.findings.add("refused", "mask that cannot be read", unit="file", entry=mask, came=str(error), fix=fix)
         return
-    if values.shape != (image.height, image.width):
+    if any(part.shape != (image.height, image.width) for part in (values, classes) if part is not None):
         came = f"{values.shape[1]}x{values.shape[0]}, the image {image.width}x{image.height}"
         fix = "export masks of the image's size"
         draft.findings.add(
@@ -237,24 +214,25 @@ def _read_mask(tree: Tree, draft: Draft, image: DraftImage, mask: str, meaning: 
         values = (values != 0).astype(np.int64)
         if not values.any():
             draft.findings.add("dropped", "mask file of an object without a pixel", entry=mask)
+    is_voc = posixpath.basename(posixpath.dirname(mask)).lower() in ("segmentationclass", "segmentationobject")
     for value in (int(v) for v in np.unique(values) if v != 0):
         part = values == value
-        if meaning in ("objects", "files"):
-            if meaning == "objects" and value == VOID and _is_border(values):
-                draft.findings.add("note", "value 255 read as the border between objects", unit="file", entry=mask)
-            else:
-                _add(draft, image, ONE_CLASS, part, mask)
-            continue
-        label = (
-            ONE_CLASS
-            if meaning == "components"
-            else f"class {value}"
-            if value < COLOUR
-            else f"colour #{value - COLOUR:06x}"
-        )
-        count, numbers = cv2.connectedComponents(part.astype(np.uint8), connectivity=8)
-        for number in range(1, count):
-            _add(draft, image, label, numbers == number, mask)
+        if value == VOID and (is_voc or (meaning == "objects" and _is_border(values))):
+            draft.findings.add("note", "value 255 read as the border between objects", unit="file", entry=mask)
+        elif meaning in ("objects", "files"):
+            _add(draft, image, ONE_CLASS if classes is None else _label(_most(classes[part]), names), part, mask)
+        else:
+            label = ONE_CLASS if meaning == "components" else _label(value, names)
+            count, numbers = cv2.connectedComponents(part.astype(np.uint8), connectivity=8)
+            for number in range(1, count):
+                _add(draft, image, label, numbers == number, mask)
+
+
+def _most(values: np.ndarray) -> int:
+    """The most frequent value that is no border."""
+    found, counts = np.unique(values, return_counts=True)
+    counts[(found == VOID) | (found == 0)] = 0
+    return int(found[counts.argmax()])
 
 
 def _is_border(values: np.ndarray) -> bool:

@@ -10,10 +10,10 @@ from typing import NamedTuple
 from resnet_backbone.errors import InvalidValue, did_you_mean
 
 from ..findings import BadAnnotations
-from . import coco, csv_boxes, dota, labelme, masks, via, voc, yolo
+from . import coco, csv_boxes, cvat, dota, labelme, masks, via, voc, yolo
 from .json_kind import json_kind
 from .structures import Folder
-from .tree import Tree, scan
+from .tree import ARCHIVES, Tree, is_mask_folder, scan
 
 
 class Format(NamedTuple):
@@ -44,6 +44,7 @@ FORMATS: dict[str, Format] = {
     ),
     "via": Format("VIA", lambda tree, kinds: kinds["via"], via.read, "a JSON of the VGG Image Annotator"),
     "labelme": Format("labelme", lambda tree, kinds: kinds["labelme"], labelme.read, "JSON files with shapes"),
+    "cvat": Format("CVAT", lambda tree, kinds: cvat.find(tree), cvat.read, "CVAT's annotations.xml, with images"),
     "dota": Format("DOTA", lambda tree, kinds: dota.find(tree), dota.read, "labelTxt/*.txt with quadrilaterals"),
     "csv": Format(
         "CSV", lambda tree, kinds: csv_boxes.find(tree), csv_boxes.read, "a CSV with a box per row", is_secondary=True
@@ -87,9 +88,24 @@ def read_folder(path: Path, kind: str | None = None) -> Folder:
     else:
         chosen = _choose(tree, found)
     folder = FORMATS[chosen].read(tree, found[chosen])
-    others = [key for key in found if key != chosen]
-    notes = [f"{FORMATS[key].title} annotations are there too and were not read: {found[key][0]} ..." for key in others]
-    return Folder(folder.format, folder.splits, [*folder.notes, *notes])
+    notes = [*folder.notes, *_unused_images(tree, folder, found.get("masks", []))]
+    for key in (key for key in found if key != chosen):
+        notes.append(
+            f"annotations of another format are there and were not read: {FORMATS[key].title}, {found[key][0]} ..."
+        )
+    return Folder(folder.format, folder.splits, notes)
+
+
+def _unused_images(tree: Tree, folder: Folder, masks: Sequence[str]) -> list[str]:
+    """A sentence about the images that no split uses; none for COCO files, which are not read yet."""
+    used: set[str] = set(masks)
+    for split in folder.splits.values():
+        if split.content is None:
+            return []
+        prefix = split.images.relative_to(tree.root).as_posix()
+        used.update(f"{'' if prefix == '.' else f'{prefix}/'}{entry['file_name']}" for entry in split.content["images"])
+    unused = [path for path in tree.images if path not in used and not is_mask_folder(path)]
+    return [f"{len(unused):,} images are not used, such as {unused[0]}: they have no annotations"] if unused else []
 
 
 def _choose(tree: Tree, found: Mapping[str, Sequence[str]]) -> str:
@@ -101,10 +117,17 @@ def _choose(tree: Tree, found: Mapping[str, Sequence[str]]) -> str:
         kinds = "\n".join(f"  {entry.title}: {entry.looked_for}" for entry in FORMATS.values())
         raise BadAnnotations(
             f"{tree.root}: no annotations were recognised among {len(tree.files):,} files, {len(tree.images):,} of "
-            f"which are images. Give the folder that holds both images and annotations. Looked for:\n{kinds}"
+            f"which are images. {_advice(tree)} Looked for:\n{kinds}"
         )
     examples = "; ".join(f"{key}: {', '.join(found[key][:2])}" for key in primary or found)
     raise BadAnnotations(
         f"{tree.root} holds annotations of several formats ({examples}): import the right one with "
         "`python tools/import_data.py SRC --out DIR --format NAME` and give DIR, or move the others out of the folder"
     )
+
+
+def _advice(tree: Tree) -> str:
+    archives = [path for path in tree.files if path.lower().endswith(ARCHIVES)]
+    if archives:
+        return f"Extract {archives[0]} first."
+    return "Give the folder that holds both images and annotations."

@@ -168,6 +168,12 @@ def finish(tree: Tree, drafts: Iterable[Draft], classes: Sequence[str] | None = 
     if classes is None:
         classes = sorted({entry["label"] for draft in drafts for image in draft.images for entry in image.objects})
     ids = {name: i for i, name in reversed(list(enumerate(classes, 1)))}
+    spellings: dict[str, list[str]] = {}
+    for name in classes:
+        spellings.setdefault("".join(name.split()).casefold(), []).append(name)
+    for names in (names for names in spellings.values() if len(names) > 1 and drafts):
+        what, fix = "names of classes that differ only in case or spaces", "if they are one class, merge them"
+        drafts[0].findings.add("warning", what, unit="category", entry=", ".join(map(repr, names)), fix=fix)
     return {draft.name: _split(tree, draft, ids, classes) for draft in drafts}
 
 

@@ -17,11 +17,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from resnet_backbone.errors import MissingFile
+from resnet_backbone.errors import InvalidValue, MissingFile
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".ppm", ".pgm", ".pnm", ".tif", ".tiff", ".gif")
 )
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz")
 # folders of masks and labels hold images too, with the stems of the photographs
 NOT_PHOTOGRAPHS = re.compile(r"mask|segmentation|label|annot|ground_?truth|^gt|_gt$|thumb|visuali[sz]", re.IGNORECASE)
 PHOTOGRAPHS = frozenset(("jpegimages", "images", "image", "imgs", "img", "data", "photos", "obj_train_data"))
@@ -141,9 +142,12 @@ def scan(path: Path) -> Tree:
 
     Raises:
         MissingFile: the path does not exist.
+        InvalidValue: the path is an archive.
     """
     if not path.exists():
         raise MissingFile(f"no folder at {path}: give the folder that holds the images and their annotations")
+    if path.is_file() and path.name.lower().endswith(ARCHIVES):
+        raise InvalidValue(f"{path} is an archive: extract it, and give the folder")
     root = path if path.is_dir() else path.parent
     files: list[str] = []
     seen: set[str] = set()

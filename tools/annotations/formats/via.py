@@ -44,7 +44,8 @@ def read(tree: Tree, files: Sequence[str]) -> Folder:
     if any(len(paths) > 1 for paths in by_split.values()) or ("all" in by_split and len(by_split) > 1):
         raise BadAnnotations(
             f"{tree.root} holds several VIA files ({', '.join(files[:5])}), and their names do not tell which to use: "
-            "give the path of one file instead of the folder, or name one file of each split with train, val and test"
+            "remove those that are not to be used, give the path of one file instead of the folder, or name one file "
+            "of each split with train, val and test"
         )
     contents = {name: read_json(tree.root / paths[0]) for name, paths in by_split.items()}
     attribute, note = class_attribute(tree, contents.values())

@@ -44,7 +44,7 @@ def find_configs(tree: Tree) -> list[str]:
         tree: the folder.
 
     Returns:
-        YAML files with names and a split, otherwise darknet's `*.data` files.
+        YAML files with names, and a split or a number of classes; otherwise darknet's `*.data` files.
     """
     files = [path for path in tree.with_suffix(".yaml", ".yml") if _is_config(tree, path)]
     return files or [path for path in tree.with_suffix(".data") if re.search(r"(?m)^\s*names\s*=", _text(tree, path))]
@@ -83,9 +83,10 @@ def read_config(tree: Tree, files: Sequence[str]) -> Config:
         content["names"] = [line.strip() for line in _text(tree, str(listed)).splitlines() if line.strip()]
     else:
         content = yaml.load(_text(tree, path), yaml.BaseLoader)  # text only: `no` and `1e3` are names of classes
-    notes = [f"{path} names the classes and the splits"]
+    has_splits = bool(set(SPLIT_KEYS) & set(content))
+    notes = [f"{path} names the classes{' and the splits' if has_splits else ''}"]
     classes = _classes(tree, path, content, notes)
-    splits = _splits(tree, path, content, notes)
+    splits = _splits(tree, path, content, notes) if has_splits else _splits_by_folder(tree, notes)
     return Config(path, classes, splits, "kpt_shape" in content, notes)
 
 
@@ -100,7 +101,10 @@ def _is_config(tree: Tree, path: str) -> bool:
         if posixpath.basename(path).lower() in USUAL or tree.only:
             raise BadAnnotations(f"{tree.root / path} is not valid YAML: correct it ({error})") from error
         return False
-    return isinstance(content, dict) and bool({"names", "nc"} & set(content)) and bool(set(SPLIT_KEYS) & set(content))
+    if not isinstance(content, dict) or not {"names", "nc"} & set(content):
+        return False
+    # supervision writes names without splits
+    return bool({*SPLIT_KEYS, "nc"} & set(content)) or posixpath.basename(path).lower() in USUAL
 
 
 def _classes(tree: Tree, path: str, content: dict[str, Any], notes: list[str]) -> dict[int, str] | None:
@@ -202,7 +206,12 @@ def _without_config(tree: Tree) -> Config:
     else:
         notes.append("there is no list of names (data.yaml, classes.txt): the classes are called by their numbers")
         classes = None
+    return Config("", classes, _splits_by_folder(tree, notes), False, notes)
+
+
+def _splits_by_folder(tree: Tree, notes: list[str]) -> dict[str, list[str]]:
+    """The images of every split, by the names of their folders."""
     images = [path for path in tree.images if not is_mask_folder(path)] or tree.images
     splits = by_folder(images, notes)
     notes += [f"{name}: {len(paths):,} images" for name, paths in splits.items()]
-    return Config("", classes, splits, False, notes)
+    return splits

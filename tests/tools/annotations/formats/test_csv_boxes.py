@@ -23,6 +23,7 @@ TABLES = {
     "Kaggle, one column": 'image_id,width,height,bbox,class\na,64,48,"[8.0, 12.0, 16.0, 24.0]",cat\nb,64,48,[],\n',
     "Kaggle, four columns": "image_id,x,y,w,h,label\na.png,8,12,16,24,cat\n",
     "sides called width and height": "Image Path;Label;x;y;width;height\r\nC:\\x\\a.png;cat;8;12;16;24\r\n",
+    "another name of the class": "filename,cell_type,xmin,xmax,ymin,ymax\na.png,cat,8,24,12,36\n",
     "tabs": "path\tx1\ty1\tx2\ty2\tclass_name\n./images/a.png\t8\t12\t24\t36\tcat\n",
     "quotes and spaces": '"filename", "xmin", "ymin", "xmax", "ymax", "class"\n"a.png", 8, 12, 24, 36, "cat"\n',
     "VIA": (
@@ -48,7 +49,7 @@ def test_the_columns_of_many_sources_are_recognised(table: str, folder: Any, obj
 def test_a_table_without_classes_gives_one_class_and_says_so(folder: Any, objects: Any) -> None:
     data = read_folder(folder({"a.png": PICTURE, "t.csv": 'image_id,bbox\na,"[1, 2, 3, 4]"\n'}))
     assert objects(data.splits["all"]) == {"a.png": [("object", 1, 2, 3, 4)]}
-    assert any("no column of classes" in note for note in data.notes)
+    assert any("no column of classes among image_id, bbox" in note for note in data.notes)
 
 
 def test_splits_come_from_the_names_of_tables_or_a_column(folder: Any, objects: Any) -> None:
@@ -59,7 +60,7 @@ def test_splits_come_from_the_names_of_tables_or_a_column(folder: Any, objects: 
     data = read_folder(folder({**pictures, **files, "labels.csv": header + row.format("a") + row.format("b")}))
     assert list(data.splits) == ["train", "test"] and list(objects(data.splits["test"])) == ["b.png"]
     assert any("not read" in note and "labels.csv" in note for note in data.notes)
-    assert any("1 images are in no row" in note for note in data.notes)
+    assert any("1 images are not used, such as c.png" in note for note in data.notes)
 
 
 def test_a_column_of_splits_is_used(folder: Any, objects: Any) -> None:

@@ -50,8 +50,14 @@ COCO = {
 }
 YOLO = "path: x\ntrain: a.png\nval:\n  - .\nnames:\n  0: cat\n  1: dog\nkpt_shape: [1, 2]\n"
 CSV = "filename,width,height,class,xmin,ymin,xmax,ymax\na.png,64,48,cat,8,12,24,36\n"
+CVAT = (
+    '<annotations><meta><label><name>cat</name></label></meta><image name="a.png"><box label="cat" xtl="8" ytl="4" '
+    'xbr="20" ybr="30" rotation="3"/><mask label="cat" rle="1, 2, 2, 1" left="7" top="8" width="3" height="2"/></image>'
+    "</annotations>"
+)
 TEXTS = {
     "a.xml": XML,
+    "annotations.xml": CVAT,
     "data.yaml": YOLO,
     "a.txt": "0 0.5 0.5 0.25 0.5\n1 0.1 0.1 0.2 0.1 0.2 0.2\n",
     "labelTxt/a.txt": "imagesource:x\n1 1 4 1 4 4 1 4 ship 1\n",

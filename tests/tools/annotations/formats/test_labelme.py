@@ -98,6 +98,12 @@ def test_an_image_that_is_only_embedded_is_said(folder: Any) -> None:
     assert split.findings.count("dropped") == 1
 
 
+def test_an_image_beside_a_json_that_embeds_it_is_used(folder: Any, objects: Any) -> None:
+    text = labelme(shape(TRIANGLE), name="a.json", imageData="iVBORw0KGgo=")
+    split = read_folder(folder({"a.png": PICTURE, "a.json": text})).splits["all"]
+    assert objects(split) == {"a.png": [("cat", 10, 5, 20, 20)]} and split.findings.of("refused") == []
+
+
 BAD_SHAPES: dict[str, Any] = {
     "no label": shape(TRIANGLE, label=None),
     "empty label": shape(TRIANGLE, label=" "),

@@ -86,7 +86,7 @@ def test_names_with_suffixes_and_splits_of_folders_are_matched(folder: Any) -> N
         "train": 2,
         "test": 3,
     }
-    assert any("1 images have no mask" in note for note in data.notes)
+    assert any("1 images are not used" in note for note in data.notes)
 
 
 def test_one_file_per_object_may_overlap(folder: Any) -> None:
@@ -174,3 +174,45 @@ def test_bad_masks_are_refused_by_name_and_the_others_kept(bad: bytes, message: 
     assert len(masks_of(split)["a.png"]) == 2
     with pytest.raises(BadAnnotations, match=f"masks/b.tif.*{message}"):
         split.findings.raise_if_refused()
+
+
+def test_object_and_class_masks_of_pascal_voc_without_xml_are_read_together(folder: Any) -> None:
+    """As labelme2voc writes them: numbers may be missing, and pictures for people lie beside the masks."""
+    objects, classes = numbered(4), numbered(4)
+    objects[objects == 2] = 0
+    classes[classes > 0] = 5
+    classes[objects == 4] = 1
+    objects[9:11, :12] = classes[9:11, :12] = 255
+    files: dict[str, Any] = {"class_names.txt": "_background_\ncat\n", "JPEGImages/a.png": PICTURE}
+    for name, values in (("Object", objects), ("Class", classes)):
+        files[f"Segmentation{name}/a.png"] = encoded(values)
+        files[f"Segmentation{name}Visualization/a.jpg"] = encoded(values, "JPEG")
+    found = masks_of(read_folder(folder(files)).splits["all"])
+    assert [label for label, _ in found["a.png"]] == ["class 5", "class 5", "cat"]
+    assert all((mask == (objects == value)).all() for value, (_, mask) in zip((1, 3, 4), found["a.png"]))
+
+
+def test_class_masks_of_pascal_voc_leave_the_border_out(folder: Any) -> None:
+    values = np.zeros((48, 64), np.uint8)
+    values[3:8, 3:8], values[9:12, 3:8] = 5, 255
+    files = {"JPEGImages/a.png": PICTURE, "SegmentationClass/a.png": encoded(values)}
+    data = read_folder(folder({**files, "class_names.txt": "_background_\n\n\n\n\nbottle\n"}))
+    assert [label for label, _ in masks_of(data.splits["all"])["a.png"]] == ["bottle"]
+
+
+def test_masks_in_several_folders_are_an_error_that_names_them(folder: Any) -> None:
+    files = {f"masks/{name}/a.png": encoded(numbered(2)) for name in ("first", "second")}
+    with pytest.raises(BadAnnotations, match="several folders .masks/first, masks/second.: keep one"):
+        read_folder(folder({"images/a.png": PICTURE, **files}))
+
+
+def test_numbers_in_many_pieces_are_classes(folder: Any) -> None:
+    """Two classes, 1 in all masks and 2 in some, with several objects each."""
+    files: dict[str, Any] = {}
+    for i in range(6):
+        values = np.zeros((48, 64), np.uint8)
+        values[5:10, 5:10] = values[5:10, 15:20] = values[5:10, 25:30] = 1
+        values[20:25, 5:10] = values[20:25, 15:20] = 2 * (i % 2)
+        files |= {f"images/{i}.png": PICTURE, f"masks/{i}.png": encoded(values)}
+    found = masks_of(read_folder(folder(files)).splits["all"])
+    assert [label for label, _ in found["1.png"]] == ["class 1"] * 3 + ["class 2"] * 2

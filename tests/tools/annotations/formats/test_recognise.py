@@ -130,7 +130,7 @@ def test_layouts_of_coco_files_are_found_with_their_images(
 
 def test_a_file_that_is_named_is_read_alone(folder: Any) -> None:
     root = folder({"a.png": PICTURE, "one.json": coco("a.png"), "two.json": coco("a.png")})
-    with pytest.raises(BadAnnotations, match=r"all: one.json, two.json\): give the path of one file"):
+    with pytest.raises(BadAnnotations, match=r"all: one.json, two.json\): remove .*give the path of one file"):
         read_folder(root)
     assert read_folder(root / "two.json").splits["all"].annotations == root / "two.json"
 
@@ -164,7 +164,7 @@ def test_several_formats_are_an_error_unless_one_is_named(folder: Any) -> None:
     with pytest.raises(BadAnnotations, match="coco: c.json; voc: a.xml"):
         read_folder(root)
     data = read_folder(root, "voc")
-    assert data.format == "Pascal VOC" and "COCO annotations are there too" in data.notes[-1]
+    assert data.format == "Pascal VOC" and "another format are there and were not read: COCO, c.json" in data.notes[-1]
     with pytest.raises(BadAnnotations, match="no YOLO annotations: looked for data.yaml"):
         read_folder(root, "yolo")
     with pytest.raises(InvalidValue, match="did you mean 'yolo'"):
@@ -198,3 +198,24 @@ def test_every_key_in_the_list_of_formats_is_in_the_message_of_an_unknown_folder
     with pytest.raises(BadAnnotations) as error:
         read_folder(folder({"readme.txt": "nothing"}))
     assert all(re.search(rf"^  {entry.title}: ", str(error.value), re.MULTILINE) for entry in FORMATS.values())
+
+
+def test_archives_are_called_what_they_are(folder: Any) -> None:
+    root = folder({"set.zip": b"PK", "readme.md": "x"})
+    with pytest.raises(BadAnnotations, match=r"Extract set\.zip first"):
+        read_folder(root)
+    with pytest.raises(InvalidValue, match="is an archive: extract it"):
+        read_folder(root / "set.zip")
+
+
+def test_images_that_no_annotation_names_are_counted(folder: Any) -> None:
+    files = {f"{name}.png": PICTURE for name in "abc"}
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox>"
+    text = f"<annotation><object><name>{{}}</name>{box}</object></annotation>"
+    data = read_folder(folder({**files, "a.xml": text.format("Cat"), "b.xml": text.format("cat")}))
+    assert "1 images are not used, such as c.png: they have no annotations" in data.notes
+    warnings = [group.line() for group in data.splits["all"].findings.of("warning")]
+    assert warnings == [
+        "warning: 1 category: names of classes that differ only in case or spaces ('Cat', 'cat'): "
+        "if they are one class, merge them"
+    ]

@@ -114,6 +114,13 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "obj_valid_data/b.png": PICTURE,
         "obj_valid_data/b.txt": BOX,
     },
+    "names without splits, as supervision writes": {
+        "data.yaml": "nc: 1\nnames: [cat]\n",
+        "train/images/a.png": PICTURE,
+        "train/labels/a.txt": BOX,
+        "valid/images/b.png": PICTURE,
+        "valid/labels/b.txt": BOX,
+    },
     "no configuration": {
         "images/train/a.png": PICTURE,
         "labels/train/a.txt": BOX,
