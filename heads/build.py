@@ -53,7 +53,8 @@ def build_detector(
             recipe is given by its name.
         num_classes: number of classes K, for labels 0..K - 1; the background is not counted.
         weights: a whole detector's weights, in the layout of any project: a file, the folder of a run, or a state dict.
-            They also bring pixel format, image size and class names.
+            They also bring pixel format, image size and class names. The mask head of a Mask R-CNN is left out where
+            the recipe has none.
         source: where the weights come from (a key of `SOURCES`), if the file does not identify it.
         backbone: a backbone with its weights, for the levels that the recipe reads; `build_backbone(...)` and
             `as_backbone(...)` make one. None builds the recipe's own.

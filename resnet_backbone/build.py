@@ -156,8 +156,11 @@ def load_weights(
     Args:
         model: a `ResNetBackbone`, a `ResNetClassifier`, an `RCNN`, or any module that has the keys of the file. Its
             `preprocess` becomes that of the weights.
-        weights: a file (.pth, .safetensors, or a .pkl of arrays), the folder of a run, a published name
-            ("imagenet1k_v1"), or a state dict, with the keys of any project in `SOURCES`.
+        weights: a file (torch's, .safetensors, or a .pkl of arrays), the index or the folder of a sharded model, the
+            folder of a run, a published name ("imagenet1k_v1"), or a state dict, with the keys of any project in
+            `SOURCES`. Wrappers (`{"state_dict": ...}`) and prefixes that all keys share (`module.`, `_orig_mod.`,
+            `model.`) are removed, and averaged weights (EMA) are taken where a file has both: `WeightReport.notes`
+            says so, and `open_weights(..., part=...)` reads the others.
         source: where the weights come from (a key of `SOURCES`), if neither keys, metadata nor a published hash
             identify it. A state dict with native keys needs none.
         strict: raise unless every tensor of the model is loaded and every tensor of the file has a place or is unused
@@ -173,8 +176,8 @@ def load_weights(
         WeightMismatch: the weights do not fit; the message names the first keys and the fix.
         CertificateMismatch: a certified file does not match its certificate.
         AmbiguousWeights: the source cannot be identified.
-        InvalidValue: the file is damaged, or the model was built with another stride placement or epsilon. The model
-            is unchanged after every error.
+        InvalidValue: the file is damaged or no weight file, tensors hold no finite floating-point numbers, or the model
+            was built with another stride placement or epsilon. The model is unchanged after every error.
     """
     file = open_weights(weights, net=_row_of(model))
     verify(file)

@@ -85,7 +85,7 @@ def read_weights(weights: Weights, *, net: str | None = None, part: str | None =
             weights (EMA) where there are any.
 
     Returns:
-        The content. A `WeightFile` is returned as it is.
+        The content. A `WeightFile` is returned as it is, or with another `part`.
 
     Raises:
         MissingFile: there is no such file.
@@ -94,11 +94,13 @@ def read_weights(weights: Weights, *, net: str | None = None, part: str | None =
             read; or it holds several state dicts.
         CertificateMismatch: the file has lost a part of its certificate.
     """
-    if isinstance(weights, WeightFile):
-        return weights
     path, notes = None, ""
-    if isinstance(weights, Mapping):
-        content: object = weights
+    if isinstance(weights, WeightFile):
+        if part is None:
+            return weights
+        path, content = weights.path, weights.content
+    elif isinstance(weights, Mapping):
+        content = weights
     elif str(weights) in PUBLISHED:
         path = published_file(str(weights), net or "a net without a published file")
         content = read_file(path)

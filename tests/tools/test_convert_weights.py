@@ -118,3 +118,26 @@ def test_tensors_of_no_known_net_are_refused(tmp_path: Path, call: Call) -> None
     assert printed.code == 2 and "these tensors belong to no known net" in printed.err
     printed = call(convert_weights, tmp_path / "net.pth", tmp_path / "out.onnx")
     assert printed.code == 2 and "must end in .pth or .safetensors" in printed.err
+
+
+def test_a_mask_head_is_not_lost_to_a_recipe_without_one(theirs: Path, tmp_path: Path, call: Call) -> None:
+    out = tmp_path / "ours.pth"
+    printed = call(
+        convert_weights, theirs, out, "--recipe", "fasterrcnn_resnet50_fpn", "--source", "torchvision_coco_v1"
+    )
+    assert printed.code != 0 and "has a mask head (12 tensors" in printed.err and not out.exists()
+    suggested = re.search(r"--recipe (\w+)", printed.err)
+    assert suggested is not None
+    printed = call(convert_weights, theirs, out, "--recipe", suggested[1], "--source", "torchvision_coco_v1")
+    assert printed.code == 0, printed.err
+
+
+def test_what_is_chosen_in_a_wrapped_file_is_printed(tmp_path: Path, call: Call) -> None:
+    net = resnet18(num_classes=3).state_dict()
+    averaged = {f"module.{key}": value + 1 if value.is_floating_point() else value for key, value in net.items()}
+    torch.save({"state_dict": net, "state_dict_ema": averaged}, tmp_path / "last.pth.tar")
+    printed = call(convert_weights, tmp_path / "last.pth.tar", tmp_path / "out.pth", "--source", "timm")
+    assert "note: averaged (EMA) weights taken, from 'state_dict_ema'" in printed.out, printed.err
+    assert "note: prefix 'module.' removed from all keys" in printed.out
+    written = torch.load(tmp_path / "out.pth", weights_only=True)["model"]
+    assert torch.equal(written["conv1.weight"], averaged["module.conv1.weight"])

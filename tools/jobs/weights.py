@@ -18,7 +18,7 @@ from heads.files import load_detector, save_detector
 from heads.keymaps import LAYOUTS as DETECTOR_LAYOUTS
 from heads.keymaps import candidates_of, layout_of, to_layout
 from heads.recipes import DETECTORS, DetectorRecipe
-from heads.weights import num_classes_in
+from heads.weights import MASK_KEYS, num_classes_in
 from resnet_backbone import RESNETS, Preprocess, ResNetBackbone, ResNetClassifier, load_weights
 from resnet_backbone.build import certified_content, from_metadata, open_weights
 from resnet_backbone.errors import InvalidValue
@@ -75,7 +75,13 @@ def convert(
     file = open_weights(weights, net=net)
     note_missing_certificate(file)
     is_detector = file.meta["kind"] == "detector" if file.meta else layout_of(file.state) is not None
-    return _convert_detector(file, path, to, recipe, source) if is_detector else _convert_net(file, path, to, source)
+    done = _convert_detector(file, path, to, recipe, source) if is_detector else _convert_net(file, path, to, source)
+    return "\n".join([done, *(f"note: {note}" for note in _reading_notes(file))])
+
+
+def _reading_notes(file: WeightFile) -> list[str]:
+    """What was chosen while a file was read, one sentence each."""
+    return [*file.notes, *([f"prefix {file.prefix!r} removed from all keys"] if file.prefix else [])]
 
 
 def _convert_detector(file: WeightFile, out: Path, to: str, name: str | None, source: str | None) -> str:
@@ -104,6 +110,13 @@ def _build_foreign_detector(file: WeightFile, name: str | None, source: str | No
     if name is None:
         raise InvalidValue(f"{file} is a whole detector: give its recipe (--recipe), one of {', '.join(DETECTORS)}")
     recipe = resolve_recipe(name, file, source=source)
+    masks = [key for key in file.state if MASK_KEYS.match(key)]
+    if masks and recipe.mask is None:
+        suggested = name.replace("faster", "mask")
+        raise InvalidValue(
+            f"{file} has a mask head ({len(masks)} tensors, first {masks[0]}), which {name} would leave out: give "
+            f"--recipe {suggested}"
+        )
     num_classes = num_classes_in(file)
     if num_classes is None:
         raise InvalidValue(f"{file} has no box predictor: give the weights of a whole detector")
@@ -242,9 +255,8 @@ def describe_file(file: WeightFile) -> dict[str, str]:
     """
     count = sum(value.numel() for value in file.state.values())
     facts = {"tensors": f"{len(file.state)}, {count / 1e6:.1f} million values"}
-    if file.notes or file.prefix:
-        prefix = (f"prefix {file.prefix!r} removed from all keys",) if file.prefix else ()
-        facts["read"] = "; ".join((*file.notes, *prefix))
+    if notes := _reading_notes(file):
+        facts["read"] = "; ".join(notes)
     return facts | (_foreign_facts(file) if file.meta is None else _own_facts(file.meta, file.certified))
 
 

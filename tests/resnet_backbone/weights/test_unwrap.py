@@ -198,6 +198,7 @@ def test_several_state_dicts_are_refused_unless_they_are_equal(
     with pytest.raises(ValueError, match=r"several state dicts, under model and state_dict: read .*part='model'"):
         load_weights(fresh, tmp_path / "two.pth")
     loads(fresh, open_weights(tmp_path / "two.pth", part="state_dict"), state)
+    loads(fresh, open_weights(open_weights({"net": other, "ema": state}), part="ema"), state)
     loads(fresh, {"model": state, "state_dict": dict(state)}, state)
     with pytest.raises(ValueError, match=r"part='modle' is not in this file: it holds model, state_dict"):
         open_weights(tmp_path / "two.pth", part="modle")
