@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from rich.table import Table
 
@@ -59,7 +60,7 @@ class Budget:
 
 
 BUDGETS = {
-    "cpu": Budget(18, 4, (224, 512), 128, 512, (64, 256), 2400, 12),
+    "cpu": Budget(18, 4, (224, 448), 128, 512, (64, 256), 2400, 12),
     "cuda": Budget(50, 8, (480, 800), 256, 1024, (128, 512), 12000, 24),
 }
 
@@ -270,7 +271,7 @@ class _Rules:
         """The size of the network's input and of the anchors, from the objects."""
         low, high = self.budget.short_px
         tenth = float(np.quantile(self.relative, 0.1))
-        side = SMALLEST_OBJECT_PX * 2 / max(tenth, 1e-6)
+        side = SMALLEST_OBJECT_PX / max(tenth, 1e-6)
         largest = min(high, max(low, 1.5 * self.image_short))
         side = int(round(min(max(side, low), largest) / 32) * 32)
         why = (
@@ -333,7 +334,9 @@ class _Rules:
         self.add("optimiser.lr", lr, "new heads on a pretrained backbone" if lr == 4e-4 else "fine-tuning a detector")
         self.add("optimiser.weight_decay", 0.05, "usual for AdamW")
         self.add("optimiser.clip_norm", 10.0, "a bad batch cannot undo the run")
-        self.add("train.precision", "auto", "bf16 where the processor multiplies in it")
+        fast = self.budget is BUDGETS["cuda"] or bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"))
+        why = "the hardware multiplies in bf16 where it can" if fast else "bf16 saves nothing without AMX"
+        self.add("train.precision", "auto" if fast else "fp32", why)
         self.add("train.checkpoint_every_iters", max(50, steps // 5), "five times a run")
         self.add("data.empty_images", "keep", "images without objects teach what to leave alone")
 
