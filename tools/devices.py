@@ -54,6 +54,17 @@ def pick_precision(setting: str, device: str) -> str:
         return setting
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    # older versions of torch lack get_capabilities: fp32 runs everywhere
+    return "bf16" if processor_has("amx_bf16") or processor_has("avx512_bf16") else "fp32"
+
+
+def processor_has(capability: str) -> bool:
+    """Whether the processor has a capability.
+
+    Args:
+        capability: a key of `torch.cpu.get_capabilities`, such as "amx_bf16".
+
+    Returns:
+        True if it has; False with a version of torch that cannot tell.
+    """
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "fp32"
+    return bool(capabilities.get(capability))

@@ -7,7 +7,7 @@ and a few examples, so that a file with 10,000 equal mistakes gives one line.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -107,6 +107,18 @@ class Findings:
             mine = self.groups.setdefault(key, Group(group.severity, group.what, group.fix, group.unit))
             mine.count += group.count
             mine.examples += group.examples[: EXAMPLES - len(mine.examples)]
+
+    def drop_refused(self, *units: str) -> None:
+        """Count refused entries as dropped, after the settings have said so.
+
+        Args:
+            *units: what is counted, as in `Group`. The entries must have been left out already.
+        """
+        refused = [group for group in self.of("refused") if group.unit in units]
+        for group in refused:
+            del self.groups["refused", group.what, group.unit]
+            dropped = replace(group, severity="dropped")
+            self.extend(Findings(self.source, {("dropped", group.what, group.unit): dropped}))
 
     def __iter__(self) -> Iterator[Group]:
         """The groups, the most severe first."""

@@ -108,7 +108,8 @@ def _read(entry: object, index: int, folder: Path | None, findings: Findings, ma
             raise Malformed("image that is no mapping", entry, "write a mapping with id, file_name, height and width")
         image_id = read_id(entry.get("id"), "id")
         label = f"image {image_id!r}"
-        name = entry.get("file_name")
+        # LVIS gives the address of an image in place of its name
+        name = entry.get("file_name") or entry.get("coco_url")
         if folder is not None and (not isinstance(name, str) or not name.strip()):
             raise Malformed("image without a file_name", name, "write the name of its file")
     except Malformed as problem:

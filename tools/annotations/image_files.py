@@ -83,9 +83,9 @@ class _Endings:
 
     def __init__(self, folder: Path) -> None:
         self.by_name: dict[str, list[tuple[str, ...]]] = defaultdict(list)
-        for parent, _, files in os.walk(folder):
+        for parent, _, files in sorted(os.walk(folder)):
             parts = Path(parent).relative_to(folder).parts
-            for file in files:
+            for file in sorted(files):
                 self.by_name[_plain(file)].append((*parts, file))
 
     def best(self, name: str) -> list[tuple[str, ...]]:

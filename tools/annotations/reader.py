@@ -63,7 +63,8 @@ def read_annotations(
         annotations: a COCO instances file, or its content, which is not changed.
         images: the image folder; None if the images are not needed, as for scoring results.
         options: how to read.
-        findings: findings of an earlier step, such as a conversion; new ones are added. Its source is named in errors.
+        findings: findings of an earlier step, such as a conversion, which has left out what it refused; new ones are
+            added. Its source is named in errors.
 
     Returns:
         The objects of the file that can be used, and everything that was found on the way.
@@ -75,7 +76,11 @@ def read_annotations(
     content = annotations if isinstance(annotations, Mapping) else None
     if findings is None:
         findings = Findings("the annotations" if content is not None else Path(str(annotations)))
-    source = findings.source
+    if options.on_bad_annotation == "drop":
+        findings.drop_refused("object", "outline", "part", "file")
+    if options.on_bad_image == "skip":
+        findings.drop_refused("image")
+    source, lost = findings.source, findings.count("dropped")
     file = read_coco_file(Path(str(annotations)), findings) if content is None else from_content(content, source)
     malformed: Severity = "refused" if options.on_bad_annotation == "stop" else "dropped"
     found = read_images(
@@ -87,7 +92,7 @@ def read_annotations(
         outside=options.outside_images,
     )
     builder = ColumnBuilder(found.rows, [(h, w) for h, w in found.sizes.tolist()], findings, malformed)
-    columns, count = builder.read(file), len(file.annotations)
+    columns, count = builder.read(file), len(file.annotations) + lost
     category_entries = file.categories
     del file  # the text of a large file is not needed any more
     categories = read_categories(category_entries, set(columns.category_ids), options.classes, findings)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from rich.table import Table
 
@@ -24,7 +23,7 @@ from tools.annotations.table import NO_OUTLINE, POLYGONS, AnnotationTable
 from tools.config.detection import RunConfig
 from tools.config.settings import load_values, merge
 from tools.data.coco import CocoData
-from tools.devices import pick_device
+from tools.devices import pick_device, processor_has
 
 from .detection_data import load_data
 from .weights import recognise_body
@@ -334,7 +333,7 @@ class _Rules:
         self.add("optimiser.lr", lr, "new heads on a pretrained backbone" if lr == 4e-4 else "fine-tuning a detector")
         self.add("optimiser.weight_decay", 0.05, "usual for AdamW")
         self.add("optimiser.clip_norm", 10.0, "a bad batch cannot undo the run")
-        fast = self.budget is BUDGETS["cuda"] or bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"))
+        fast = self.budget is BUDGETS["cuda"] or processor_has("amx_bf16")
         why = "the hardware multiplies in bf16 where it can" if fast else "bf16 saves nothing without AMX"
         self.add("train.precision", "auto" if fast else "fp32", why)
         self.add("train.checkpoint_every_iters", max(50, steps // 5), "five times a run")

@@ -52,6 +52,7 @@ Record = TypeVar("Record")
 Config = TypeVar("Config", RunConfig, ClassifierRunConfig)
 TrainingConfig = RunConfig | ClassifierRunConfig
 Figures = Mapping[str, float | None]
+MANY_EPOCHS = 300
 NOT_CHECKED = "its tensors and outputs are not checked"
 
 
@@ -178,6 +179,8 @@ def fit(
         f"precision {accelerator.mixed_precision.replace('no', 'fp32')}, {schedule.total} steps of "
         f"{settings.batch_size} images, peak lr {schedule.peak_lr:g}"
     )
+    for warning in schedule_warnings(schedule.total, schedule.warmup, config, plan.per_epoch / settings.accumulate):
+        console.print(warning, style="yellow", markup=False)
     span = (trainer.step * settings.accumulate, schedule.total * settings.accumulate)
     rank, world = accelerator.process_index, accelerator.num_processes
     loader = make_loader(images, batch_plan(images, config, span, rank, world), workers=config.data.workers)
@@ -187,6 +190,35 @@ def fit(
     else:
         trainer.run(loader, None)
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the caller gets it without autocast around forward
+
+
+def schedule_warnings(total: int, warmup: int, config: TrainingConfig, steps_per_epoch: float) -> list[str]:
+    """Say what is unusual about the length of a run.
+
+    Args:
+        total: steps of the run.
+        warmup: steps of its warm-up.
+        config: the settings; `schedule` is used.
+        steps_per_epoch: steps that one pass over the images takes.
+
+    Returns:
+        Sentences, each with a setting to change.
+    """
+    schedule, epochs = config.schedule, total / steps_per_epoch
+    warnings = []
+    if epochs > MANY_EPOCHS:
+        warnings.append(
+            f"{total:,} steps are {epochs:,.0f} epochs of these images: a schedule for a larger data set? "
+            "(schedule.epochs sets the length in epochs, schedule.iters in steps)"
+        )
+    first = schedule.decay_at[0] * total if schedule.kind == "step" and schedule.decay_at else total
+    if warmup and warmup >= first:
+        what = "the learning rate decays" if first < total else "the run ends"
+        warnings.append(
+            f"warm-up takes {warmup:,} steps, but {what} at step {first:,.0f}: the full learning rate is never reached "
+            "(schedule.warmup_iters)"
+        )
+    return warnings
 
 
 def check_resumed_classes(config: TrainingConfig, class_names: Sequence[str], *, resume: bool) -> None:
