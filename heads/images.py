@@ -20,6 +20,8 @@ from .structures import ImageSize
 if TYPE_CHECKING:
     from PIL import Image
 
+_PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO = 262, 0  # a TIFF tag and one of its values
+
 
 class UnreadableImage(UserError, OSError):
     """An image file that is missing, truncated or of another kind; the message names it."""
@@ -43,24 +45,70 @@ def read_image(path: str | PathLike[str]) -> np.ndarray:
     if not path.is_file():
         raise UnreadableImage(f"no image at {path}: check the folder and the file name")
     try:
-        with Image.open(path) as image:
+        # not Image.open(path): Pillow would map the file, and maps a turned TIFF with the sides swapped
+        with path.open("rb") as file, Image.open(file) as image:
             return upright_rgb(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UnreadableImage(f"{path} cannot be read as an image ({error}): replace or remove it") from error
 
 
 def upright_rgb(image: Image.Image) -> np.ndarray:
-    """Apply the EXIF orientation of an image.
+    """Convert an image to upright RGB of 8 bits.
+
+    - The EXIF orientation is applied.
+    - Of several pages or frames, the current one is taken; in an image just opened, the first.
+    - Greyscale of more than 8 bits (16-bit, 32-bit, float) is scaled to 0..255 between the smallest and the largest
+      value of this image, as most viewers do, and rounded. Sensors often fill 10 or 12 of 16 bits, which the full
+      range of the type would turn black. An image of one value becomes black. A TIFF whose photometric interpretation
+      is "white is zero" is inverted.
+    - Colour of 16 bits per channel keeps its upper 8 bits, as Pillow reads it.
+    - Transparency is ignored: pixels have the colour that is stored under it.
 
     Args:
         image: a Pillow image of any mode.
 
     Returns:
         (H, W, 3) uint8 RGB.
+
+    Raises:
+        UnreadableImage: float values that are not finite, or a mode that Pillow cannot convert.
     """
     from PIL import ImageOps
 
-    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    upright = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        levels = scaled_to_8_bits(np.asarray(upright))
+        if image.format == "TIFF" and image.getexif().get(_PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO:
+            levels = 255 - levels
+        return np.repeat(levels[:, :, None], 3, axis=2)
+    try:
+        return np.asarray(upright.convert("RGB"))
+    except ValueError as error:
+        raise UnreadableImage(f"an image of mode {image.mode} is not read ({error}): save it as RGB") from error
+
+
+def scaled_to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Scale values to 0..255, linearly between the smallest and the largest one.
+
+    Args:
+        values: any shape, integers or floats.
+
+    Returns:
+        uint8 of the same shape; 0 everywhere if all values are the same.
+
+    Raises:
+        UnreadableImage: values that are not finite.
+    """
+    if values.size == 0:
+        return values.astype(np.uint8)
+    low, high = float(values.min()), float(values.max())
+    if not (np.isfinite(low) and np.isfinite(high)):  # min and max of values with NaN are NaN
+        count = int((~np.isfinite(values)).sum())
+        raise UnreadableImage(f"{count:,} of {values.size:,} values are NaN or infinite: replace them by finite values")
+    scaled = values.astype(np.float64)
+    scaled -= low
+    scaled *= 255 / (high - low) if high > low else 0
+    return np.rint(scaled, out=scaled).astype(np.uint8)
 
 
 def resized_size(size: ImageSize, *, short_side_px: int, long_side_px: int, how: str = "pillow") -> ImageSize:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from heads import ImageSize
-from heads.images import UnreadableImage, read_image, resize, resized_size
+from heads.images import UnreadableImage, read_image, resize, resized_size, scaled_to_8_bits
 
 
 def detectron2_size(height: int, width: int, short: int, longest: int) -> tuple[float, float]:
@@ -136,3 +139,133 @@ def test_every_colour_mode_is_converted_to_rgb(mode: str, suffix: str, tmp_path:
         assert set(np.unique(array)) <= {0, 255} and (array == array[..., :1]).all()
     else:
         assert np.abs(array.astype(int) - expected).mean() < 6
+
+
+GREY_VALUES = np.random.default_rng(1).integers(0, 4096, (7, 11))
+GREY_VALUES[0, :3] = 0, 4095, 2048  # 12 bits
+
+
+@pytest.mark.parametrize(
+    ("dtype", "offset", "suffix"),
+    [
+        ("<u2", 0, "png"),
+        ("<u2", 0, "tif"),
+        (">u2", 0, "tif"),
+        ("<u2", 61000, "png"),
+        ("<i4", -2000, "tif"),
+        ("<i4", 1_000_000, "tif"),
+        ("<f4", -1.5, "tif"),
+        ("<f4", 0, "tif"),
+    ],
+)
+def test_deep_greyscale_spans_0_to_255_between_its_extremes(
+    dtype: str, offset: float, suffix: str, tmp_path: Path
+) -> None:
+    """The reference is OpenCV's min-max normalisation; 12 bits in a file of 16 neither clip nor turn black."""
+    values = (GREY_VALUES + offset).astype(dtype)
+    path = tmp_path / f"deep.{suffix}"
+    Image.fromarray(values).save(path)
+    expected = cv2.normalize(values.astype(np.float64), None, 0, 255, cv2.NORM_MINMAX)
+    rgb = read_image(path)
+    assert rgb.dtype == np.uint8 and rgb.shape == (7, 11, 3) and (rgb == rgb[..., :1]).all()
+    assert np.abs(rgb[..., 0] - expected).max() <= 0.5 + 1e-9
+    assert rgb[0, :3, 0].tolist() == [0, 255, 128]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    values=arrays(np.float32, (3, 5), elements=st.floats(width=32, allow_nan=False, allow_infinity=False))
+    | arrays(np.uint16, (3, 5))
+    | arrays(np.int32, (3, 5))
+)
+def test_scaling_keeps_the_order_of_values_and_ends_at_0_and_255(values: np.ndarray) -> None:
+    scaled = scaled_to_8_bits(values).reshape(-1)[np.argsort(values, axis=None)]
+    assert (np.diff(scaled.astype(int)) >= 0).all()
+    assert [scaled[0], scaled[-1]] == [0, 255 if values.min() < values.max() else 0]
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<u2", ">u2", "<i4", "<f4"])
+def test_a_turned_tiff_is_read_upright(dtype: str, tmp_path: Path) -> None:
+    """Also uncompressed ones, which Pillow reads wrong from a path."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray((GREY_VALUES % 251).astype(dtype)).save(tmp_path / "turned.tif", exif=exif)
+    Image.fromarray((GREY_VALUES % 251).astype(dtype)).save(tmp_path / "plain.tif")
+    assert np.array_equal(read_image(tmp_path / "turned.tif"), np.rot90(read_image(tmp_path / "plain.tif"), k=-1))
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<f4"])
+def test_white_is_zero_in_a_tiff_of_more_than_8_bits_is_inverted(dtype: str, tmp_path: Path) -> None:
+    """Pillow inverts 8-bit images of this kind only."""
+    Image.fromarray(GREY_VALUES.astype(dtype)).save(tmp_path / "black_is_zero.tif")
+    Image.fromarray(GREY_VALUES.astype(dtype)).save(tmp_path / "white_is_zero.tif", tiffinfo={262: 0})
+    assert np.array_equal(read_image(tmp_path / "white_is_zero.tif"), 255 - read_image(tmp_path / "black_is_zero.tif"))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_float_images_with_values_that_are_not_finite_are_refused(value: float, tmp_path: Path) -> None:
+    values = GREY_VALUES.astype(np.float32)
+    values[2, 3] = value
+    Image.fromarray(values).save(tmp_path / "gap.tif")
+    with pytest.raises(UnreadableImage, match=r"gap.tif .*1 of 77 values are NaN or infinite: replace them"):
+        read_image(tmp_path / "gap.tif")
+
+
+PIXELS = np.random.default_rng(2).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+ALPHA = np.random.default_rng(3).integers(0, 256, (6, 9, 1), dtype=np.uint8)
+PALETTE = np.random.default_rng(4).integers(0, 256, (16, 3), dtype=np.uint8)
+INDEX = np.random.default_rng(5).integers(0, 16, (6, 9), dtype=np.uint8)
+
+
+def palette_image() -> Image.Image:
+    image = Image.fromarray(INDEX, "P")
+    image.putpalette(PALETTE.tobytes())
+    return image
+
+
+def from_cmyk(cmyk: np.ndarray) -> np.ndarray:
+    """Subtractive colour: (255 - ink) (255 - black) / 255."""
+    ink, black = cmyk[..., :3].astype(float), cmyk[..., 3:].astype(float)
+    return (255 - ink) * (255 - black) / 255
+
+
+def from_ycbcr(ycbcr: np.ndarray) -> np.ndarray:
+    """The matrix of JFIF (ITU-R BT.601, full range)."""
+    y, cb, cr = ycbcr[..., 0].astype(float), ycbcr[..., 1] - 128.0, ycbcr[..., 2] - 128.0
+    rgb = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], axis=2)
+    return np.clip(rgb, 0, 255)
+
+
+RGBA = np.concatenate([PIXELS, ALPHA], axis=2)
+GREY3 = PIXELS[..., :1].repeat(3, axis=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "options", "expected", "tolerance"),
+    [
+        ("rgb.png", Image.fromarray(PIXELS), {}, PIXELS, 0),
+        ("grey.png", Image.fromarray(PIXELS[..., 0]), {}, GREY3, 0),
+        ("one_bit.png", Image.fromarray(PIXELS[..., 0] > 99), {}, 255 * (GREY3 > 99), 0),
+        ("palette.png", palette_image(), {}, PALETTE[INDEX], 0),
+        ("transparent_palette.png", palette_image(), {"transparency": 3}, PALETTE[INDEX], 0),
+        ("grey_alpha.png", Image.fromarray(RGBA[..., [0, 3]]), {}, GREY3, 0),
+        ("rgba.png", Image.fromarray(RGBA), {}, PIXELS, 0),
+        ("cmyk.tif", Image.fromarray(RGBA, "CMYK"), {}, from_cmyk(RGBA), 1),
+        ("pages.tif", Image.fromarray(PIXELS), {"save_all": True, "append_images": [palette_image()]}, PIXELS, 0),
+        ("still.gif", palette_image(), {"save_all": True, "append_images": [Image.fromarray(INDEX)]}, None, 0),
+        ("ycbcr.tif", Image.fromarray(PIXELS, "YCbCr"), {}, from_ycbcr(PIXELS), 1),
+    ],
+)
+def test_every_mode_has_the_colours_that_an_independent_computation_gives(
+    name: str, image: Image.Image, options: dict[str, Any], expected: np.ndarray | None, tolerance: int, tmp_path: Path
+) -> None:
+    """Alpha is ignored, palettes are looked up, of several pages or frames the first is taken."""
+    image.save(tmp_path / name, **options)
+    expected = PALETTE[INDEX] if expected is None else expected
+    assert np.abs(read_image(tmp_path / name).astype(float) - expected).max() <= tolerance
+
+
+def test_colour_of_16_bits_keeps_its_upper_byte(tmp_path: Path) -> None:
+    values = np.random.default_rng(6).integers(0, 2**16, (5, 8, 3), dtype=np.uint16)
+    cv2.imwrite(str(tmp_path / "deep.png"), values[..., ::-1])
+    assert np.array_equal(read_image(tmp_path / "deep.png"), values >> 8)
