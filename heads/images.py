@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from resnet_backbone.errors import UserError
+from resnet_backbone.file_kinds import HEAD_BYTES, HTML, JSON, TEXT, XML, beginning, file_kind
 
 from .structures import ImageSize
 
@@ -42,14 +43,36 @@ def read_image(path: str | PathLike[str]) -> np.ndarray:
     from PIL import Image
 
     path = Path(path)
+    if path.is_dir():
+        raise UnreadableImage(f"no image at {path}, which is a folder: give the files in it")
     if not path.is_file():
         raise UnreadableImage(f"no image at {path}: check the folder and the file name")
     try:
         # not Image.open(path): Pillow would map the file, and maps a turned TIFF with the sides swapped
         with path.open("rb") as file, Image.open(file) as image:
             return upright_rgb(image)
+    except UnreadableImage as error:
+        raise UnreadableImage(f"{path}: {error}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableImage(f"{path} cannot be read as an image ({error}): replace or remove it") from error
+        what, fix = _problem(path, error)
+        raise UnreadableImage(f"{path} cannot be read as an image ({what}): {fix}") from error
+
+
+def _problem(path: Path, error: Exception) -> tuple[str, str]:
+    """What keeps a file from being read, and what to do."""
+    fix = "replace or remove it"
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError:  # the error itself: no permission, a disk that fails
+        return str(error), fix
+    kind = file_kind(head)
+    if kind is None:
+        return f"its content is of no known kind of image; {error}", fix
+    if kind.is_image:
+        return f"it begins as {kind.what} but is incomplete or damaged, {path.stat().st_size:,} bytes; {error}", fix
+    begins = f" which begins {beginning(head)}" if kind in (HTML, XML, JSON, TEXT) else ""
+    return f"it is {kind.what}{begins}", kind.fix or fix
 
 
 def upright_rgb(image: Image.Image) -> np.ndarray:

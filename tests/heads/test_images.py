@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +118,49 @@ def test_a_text_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "page.jpg").write_text("<html>404</html>")
     with pytest.raises(UnreadableImage, match="page.jpg cannot be read as an image"):
         read_image(tmp_path / "page.jpg")
-    with pytest.raises(UnreadableImage, match="no image at"):
+    with pytest.raises(UnreadableImage, match="no image at .*, which is a folder: give the files in it"):
         read_image(tmp_path)
+
+
+def packed(mode: str) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:  # type: ignore[call-overload]
+        archive.addfile(tarfile.TarInfo("image.jpg"))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"", "it is an empty file .0 bytes.*: replace or remove it"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "it is a git-lfs pointer.*`git lfs pull`"),
+        (b"/annex/objects/SHA256E-s1--ab.jpg\n", "it is a git-annex pointer.*: run `git annex get`"),
+        (b"\n<!DOCTYPE html><title>Sign in", "it is an HTML page which begins '<!DOCTYPE html>.*: the download gave"),
+        (b'<?xml version="1.0"?><Error/>', "it is a web page or an XML document which begins '<[?]xml"),
+        (b'{"images": []}', 'it is a JSON document which begins \'{"images": .*: replace or remove it'),
+        ("id;name\n1;größer\n".encode() * 100, "it is a text file which begins 'id;name"),
+        (packed("w"), "it is a tar archive.*: unpack it"),
+        (packed("w:gz"), "it is a gzip archive.*: unpack it"),
+        (packed("w:xz"), "it is an xz archive.*: unpack it"),
+        (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "it is a PDF document.*: convert it to PNG or JPEG"),
+        (b"\0\0\0\x24ftypheic\0\0\0\0", "it is a HEIC photograph.*: convert it to PNG or JPEG"),
+        (bytes(128) + b"DICM" + bytes(99), "it is a DICOM file.*: convert it"),
+        (bytes(range(7, 250)), "its content is of no known kind of image.*: replace or remove it"),
+    ],
+)
+def test_what_is_no_image_is_called_what_it_is(content: bytes, what: str, tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(content)
+    with pytest.raises(UnreadableImage, match=f"photo.jpg cannot be read as an image .{what}"):
+        read_image(tmp_path / "photo.jpg")
+
+
+@pytest.mark.parametrize(("suffix", "name"), [("jpg", "JPEG"), ("png", "PNG"), ("webp", "WebP"), ("tif", "TIFF")])
+def test_a_damaged_image_is_told_from_other_files(suffix: str, name: str, tmp_path: Path) -> None:
+    path = tmp_path / f"half.{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(UnreadableImage, match=f"it begins as a {name} image but is incomplete or damaged, 2,000 bytes"):
+        read_image(path)
 
 
 COLOURS = Image.fromarray(
@@ -207,7 +250,7 @@ def test_float_images_with_values_that_are_not_finite_are_refused(value: float, 
     values = GREY_VALUES.astype(np.float32)
     values[2, 3] = value
     Image.fromarray(values).save(tmp_path / "gap.tif")
-    with pytest.raises(UnreadableImage, match=r"gap.tif .*1 of 77 values are NaN or infinite: replace them"):
+    with pytest.raises(UnreadableImage, match=r"gap.tif: 1 of 77 values are NaN or infinite: replace them"):
         read_image(tmp_path / "gap.tif")
 
 
