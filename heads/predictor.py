@@ -17,7 +17,8 @@ from resnet_backbone.errors import InvalidType, InvalidValue
 from . import boxes as B
 from .detector import RCNN
 from .images import read_image, resize, resized_size, upright_rgb
-from .masks import PolygonMasks, RoiMasks
+from .masks import PolygonMasks
+from .roi_masks import RoiMasks
 from .structures import Detections, ImageBatch, ImageSize
 
 if TYPE_CHECKING:

@@ -7,9 +7,11 @@ import math
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from heads import BitMasks, RoiMasks
 from tools.report.draw import colour_of, draw_instances, readable_on
 
 Pixels = npt.NDArray[np.uint8]
@@ -101,6 +103,21 @@ def test_a_mask_has_an_opaque_contour_and_a_tinted_interior() -> None:
     assert np.abs(middle - (0.55 * GREY + 0.45 * np.array(colour_of("cat")))).max() <= 0.51
 
 
+@pytest.mark.parametrize("min_side_px", [0, 200])
+def test_masks_that_are_pasted_one_by_one_are_drawn_as_bitmaps_are(min_side_px: int) -> None:
+    torch.manual_seed(0)
+    corner = torch.rand(12, 2) * 100 - 20
+    boxes = torch.cat([corner, corner + torch.rand(12, 2) * 60 + 1], dim=1)
+    masks = RoiMasks(torch.rand(12, 7, 7)).paste(boxes, H, W)
+    image = np.random.default_rng(0).integers(0, 256, (H, W, 3), dtype=np.uint8)
+    names = [f"class {i}" for i in range(12)]
+    drawn = draw_instances(image, boxes.numpy(), names, masks=masks, min_side_px=min_side_px)
+    assert "bits" not in vars(masks)
+    assert np.array_equal(
+        drawn, draw_instances(image, boxes.numpy(), names, masks=masks.bits.numpy(), min_side_px=min_side_px)
+    )
+
+
 @settings(max_examples=40, deadline=None)
 @given(x=st.integers(0, W - 1), y=st.integers(0, H - 1), width=st.integers(1, 40), height=st.integers(1, 40))
 def test_a_label_is_complete_wherever_the_box_lies(x: int, y: int, width: int, height: int) -> None:
@@ -156,5 +173,9 @@ def test_invalid_arguments_are_errors() -> None:
         draw_instances(grey(), box, ["a", "b"])
     with pytest.raises(ValueError, match=r"must be bool \(1, 90, 120\)"):
         draw_instances(grey(), box, ["a"], masks=np.zeros((1, 4, 4), dtype=bool))
+    with pytest.raises(ValueError, match=r"masks are bool \(1, 4, 4\), but must be bool \(1, 90, 120\)"):
+        draw_instances(grey(), box, ["a"], masks=BitMasks(torch.zeros(1, 4, 4, dtype=torch.bool)))
+    with pytest.raises(ValueError, match=r"masks are uint8 .*, but must be bool \(1, 90, 120\)"):
+        draw_instances(grey(), box, ["a"], masks=np.zeros((1, H, W), dtype=np.uint8))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"boxes \[0\] are not finite"):
         draw_instances(grey(), box * np.nan, ["a"])
