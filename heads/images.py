@@ -5,9 +5,10 @@ Pillow and OpenCV are imported by the functions that use them.
 
 from __future__ import annotations
 
+import threading
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from .structures import ImageSize
 if TYPE_CHECKING:
     from PIL import Image
 
+_PILLOW_LIMIT = threading.Lock()
 _PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO = 262, 0  # a TIFF tag and one of its values
 
 
@@ -28,17 +30,19 @@ class UnreadableImage(UserError, OSError):
     """An image file that is missing, truncated or of another kind; the message names it."""
 
 
-def read_image(path: str | PathLike[str]) -> np.ndarray:
-    """Read an image and apply its EXIF orientation.
+def read_image(path: str | PathLike[str], *, max_pixels: int | None = None) -> np.ndarray:
+    """Read an image and apply its EXIF orientation. `upright_rgb` says how each kind of image becomes RGB.
 
     Args:
         path: the file.
+        max_pixels: an image with more pixels is refused before it is decoded, because a small file can claim a size
+            that exhausts the memory. None for Pillow's limit: 2 * PIL.Image.MAX_IMAGE_PIXELS, which is 178,956,970.
 
     Returns:
         (H, W, 3) uint8 RGB.
 
     Raises:
-        UnreadableImage: the file is missing, truncated or no image.
+        UnreadableImage: the file is missing, truncated, no image or too large.
     """
     from PIL import Image
 
@@ -49,13 +53,38 @@ def read_image(path: str | PathLike[str]) -> np.ndarray:
         raise UnreadableImage(f"no image at {path}: check the folder and the file name")
     try:
         # not Image.open(path): Pillow would map the file, and maps a turned TIFF with the sides swapped
-        with path.open("rb") as file, Image.open(file) as image:
+        with path.open("rb") as file, _open(file, max_pixels) as image:
             return upright_rgb(image)
     except UnreadableImage as error:
         raise UnreadableImage(f"{path}: {error}") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise UnreadableImage(
+            f"{path} is too large ({error}): shrink it, cut it into tiles, or if you trust it and have the memory, "
+            "give the array of heads.images.read_image(path, max_pixels=...)"
+        ) from error
+    except (OSError, SyntaxError, ValueError) as error:
         what, fix = _problem(path, error)
         raise UnreadableImage(f"{path} cannot be read as an image ({what}): {fix}") from error
+
+
+def _open(file: BinaryIO, max_pixels: int | None) -> Image.Image:
+    """Pillow's `open` with a limit of its own; DecompressionBombError above it."""
+    from PIL import Image
+
+    if max_pixels is None:
+        return Image.open(file)
+    # Pillow has one limit for the whole process, checked while it reads the header
+    with _PILLOW_LIMIT:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(file)
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+    if image.width * image.height > max_pixels:
+        raise Image.DecompressionBombError(
+            f"Image size ({image.width * image.height} pixels) exceeds limit of {max_pixels} pixels"
+        )
+    return image
 
 
 def _problem(path: Path, error: Exception) -> tuple[str, str]:

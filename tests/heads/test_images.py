@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -312,3 +313,36 @@ def test_colour_of_16_bits_keeps_its_upper_byte(tmp_path: Path) -> None:
     values = np.random.default_rng(6).integers(0, 2**16, (5, 8, 3), dtype=np.uint16)
     cv2.imwrite(str(tmp_path / "deep.png"), values[..., ::-1])
     assert np.array_equal(read_image(tmp_path / "deep.png"), values >> 8)
+
+
+def claiming(height: int, width: int) -> bytes:
+    """A PNG of a few bytes whose header claims a size."""
+    header = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
+    chunk = (13).to_bytes(4, "big") + header + zlib.crc32(header).to_bytes(4, "big")
+    return b"\x89PNG\r\n\x1a\n" + chunk + (0).to_bytes(4, "big") + b"IDAT" + zlib.crc32(b"IDAT").to_bytes(4, "big")
+
+
+def test_an_image_that_claims_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    (tmp_path / "bomb.png").write_bytes(claiming(100_000, 100_000))
+    with pytest.raises(UnreadableImage, match=r"bomb.png is too large \(.*10000000000 pixels.*max_pixels=\.\.\."):
+        read_image(tmp_path / "bomb.png")
+
+
+def test_max_pixels_lowers_and_raises_the_limit_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / "image.png")
+    assert np.array_equal(read_image(tmp_path / "image.png", max_pixels=54), PIXELS)
+    with pytest.raises(UnreadableImage, match=r"\(54 pixels\) exceeds limit of 53 pixels"):
+        read_image(tmp_path / "image.png", max_pixels=53)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # Pillow refuses more than twice as many
+    with pytest.raises(UnreadableImage, match="image.png is too large"):
+        read_image(tmp_path / "image.png")
+    assert np.array_equal(read_image(tmp_path / "image.png", max_pixels=54), PIXELS)  # the fix of the message
+    assert Image.MAX_IMAGE_PIXELS == 20
+
+
+@pytest.mark.parametrize("size", [ImageSize(20, 5000), ImageSize(5000, 20), ImageSize(1, 60000)])
+@pytest.mark.parametrize("how", ["pillow", "opencv", "torch"])
+def test_a_long_thin_image_is_resized_within_the_limit_of_the_long_side(size: ImageSize, how: str) -> None:
+    new_size = resized_size(size, short_side_px=800, long_side_px=1333, how=how)
+    resized = resize(np.zeros((size.height, size.width, 3), np.uint8), new_size, how=how)
+    assert resized.shape == (new_size.height, new_size.width, 3) and 1332 <= max(resized.shape) <= 1333

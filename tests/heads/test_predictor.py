@@ -170,6 +170,14 @@ def test_grey_arrays_are_read_as_grey_rgb(detector: RCNN) -> None:
     assert len(Predictor(detector)([grey])[0])
 
 
+@pytest.mark.parametrize(("height", "width"), [(20, 5000), (5000, 20)])
+def test_a_long_thin_image_has_detections_in_its_own_pixels(height: int, width: int, detector: RCNN) -> None:
+    """The network sees 128 by 1 pixels of it."""
+    (found,) = Predictor(detector)([noise(height, width)])
+    assert (found.boxes <= torch.tensor([width, height, width, height])).all() and (found.boxes >= 0).all()
+    assert isinstance(found.masks, BitMasks) and found.masks.image_size == (height, width)
+
+
 def test_a_generator_is_read_batch_by_batch(detector: RCNN, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     images = [noise(40, 50 + i) for i in range(3)]

@@ -28,6 +28,7 @@ Colour = tuple[int, int, int]
 
 MASK_OPACITY = 0.45
 LABEL_PADDING_PX = 2
+MAX_MAGNIFIED_PX = 4096  # of the longer side
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,14 @@ def draw_instances(
         min_side_px: magnify images with a shorter side than this, so that text is readable, pixels.
 
     Returns:
-        (zoom * H, zoom * W, 3) uint8 RGB; zoom is 1 unless `min_side_px` requires more.
+        (zoom * H, zoom * W, 3) uint8 RGB, with the zoom of `zoom_for`.
 
     Raises:
         InvalidValue: shapes or types do not match, or boxes are not finite.
     """
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     _check(image, boxes, labels, scores, masks)
-    zoom = max(1, math.ceil(min_side_px / min(image.shape[:2])))
+    zoom = zoom_for(image.shape[0], image.shape[1], min_side_px)
     canvas = magnify(image, zoom)
     height, width = canvas.shape[:2]
     extents = [_covered(box * zoom, height, width) for box in boxes]
@@ -97,6 +98,21 @@ def draw_instances(
         _paint_outline(canvas, extents[i], colour_of(labels[i]), stroke_px)
     texts = [name if scores is None else f"{name} {scores[i]:.2f}" for i, name in enumerate(labels)]
     return _paint_labels(canvas, [(extents[i], texts[i], colour_of(labels[i])) for i in order])
+
+
+def zoom_for(height: int, width: int, min_side_px: int) -> int:
+    """Compute how many times an image is magnified.
+
+    Args:
+        height: of the image, pixels.
+        width: of the image, pixels.
+        min_side_px: what the shorter side should have, pixels.
+
+    Returns:
+        The smallest factor that gives `min_side_px`, but never one that makes the longer side exceed
+        `MAX_MAGNIFIED_PX`: long thin images would become huge. At least 1.
+    """
+    return max(1, min(math.ceil(min_side_px / min(height, width)), MAX_MAGNIFIED_PX // max(height, width)))
 
 
 def magnify(image: Pixels, zoom: int) -> Pixels:

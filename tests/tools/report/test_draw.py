@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heads import BitMasks, RoiMasks
-from tools.report.draw import colour_of, draw_instances, readable_on
+from tools.report.draw import MAX_MAGNIFIED_PX, colour_of, draw_instances, readable_on, zoom_for
 
 Pixels = npt.NDArray[np.uint8]
 GREY = 127
@@ -62,6 +62,26 @@ def test_a_magnified_outline_covers_the_same_pixels() -> None:
     drawn = draw_instances(grey(30, 40), np.array([[3.0, 5.0, 20.0, 12.0]]), [""], min_side_px=100)
     assert drawn.shape == (120, 160, 3)  # zoom 4: the smallest integer that gives 100 px
     assert extent(changed(drawn)) == (12, 20, 79, 47)
+
+
+@settings(max_examples=300, deadline=None)
+@given(height=st.integers(1, 9000), width=st.integers(1, 9000), min_side_px=st.integers(0, 1000))
+def test_magnification_stops_before_the_longer_side_is_too_long(height: int, width: int, min_side_px: int) -> None:
+    zoom = zoom_for(height, width, min_side_px)
+    long_side, short_side = max(height, width), min(height, width)
+    assert zoom == 1 or zoom * long_side <= MAX_MAGNIFIED_PX
+    assert zoom * short_side >= min_side_px or (zoom + 1) * long_side > MAX_MAGNIFIED_PX
+    assert zoom == 1 or (zoom - 1) * short_side < min_side_px
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 5000), (5000, 20), (1, 9000), (3, 700)])
+def test_the_drawing_of_a_long_thin_image_is_small(height: int, width: int) -> None:
+    """To give 480 px, these images would be magnified 24, 480 and 160 times: up to 2 gigapixels."""
+    mask = np.ones((1, height, width), dtype=bool)
+    drawn = draw_instances(
+        grey(height, width), np.array([[0.0, 0, width, height]]), ["cat"], scores=[0.9], masks=mask, min_side_px=480
+    )
+    assert max(drawn.shape) <= max(height, width, MAX_MAGNIFIED_PX) and drawn.size < 2**20
 
 
 def test_a_large_enough_image_is_not_magnified() -> None:
