@@ -8,9 +8,10 @@ from .detector import RCNN
 from .files import load_detector, save_detector
 from .images import UnreadableImage
 from .mask_head import MaskHeadSpec
-from .masks import BitMasks, PolygonMasks, RoiMasks
+from .masks import BitMasks, PolygonMasks
 from .predictor import Predictor
 from .recipes import DETECTORS, DetectorRecipe
+from .roi_masks import RoiMasks
 from .rpn import RPNSpec
 from .structures import Detections, ImageBatch, ImageSize, Proposals, Targets
 

@@ -5,62 +5,162 @@ Pillow and OpenCV are imported by the functions that use them.
 
 from __future__ import annotations
 
+import threading
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from resnet_backbone.errors import UserError
+from resnet_backbone.file_kinds import HEAD_BYTES, HTML, JSON, TEXT, XML, beginning, file_kind
 
 from .structures import ImageSize
 
 if TYPE_CHECKING:
     from PIL import Image
 
+_PILLOW_LIMIT = threading.Lock()
+_PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO = 262, 0  # a TIFF tag and one of its values
+
 
 class UnreadableImage(UserError, OSError):
     """An image file that is missing, truncated or of another kind; the message names it."""
 
 
-def read_image(path: str | PathLike[str]) -> np.ndarray:
-    """Read an image and apply its EXIF orientation.
+def read_image(path: str | PathLike[str], *, max_pixels: int | None = None) -> np.ndarray:
+    """Read an image and apply its EXIF orientation. `upright_rgb` says how each kind of image becomes RGB.
 
     Args:
         path: the file.
+        max_pixels: an image with more pixels is refused before it is decoded, because a small file can claim a size
+            that exhausts the memory. None for Pillow's limit: 2 * PIL.Image.MAX_IMAGE_PIXELS, which is 178,956,970.
 
     Returns:
         (H, W, 3) uint8 RGB.
 
     Raises:
-        UnreadableImage: the file is missing, truncated or no image.
+        UnreadableImage: the file is missing, truncated, no image or too large.
     """
     from PIL import Image
 
     path = Path(path)
+    if path.is_dir():
+        raise UnreadableImage(f"no image at {path}, which is a folder: give the files in it")
     if not path.is_file():
         raise UnreadableImage(f"no image at {path}: check the folder and the file name")
     try:
-        with Image.open(path) as image:
+        # not Image.open(path): Pillow would map the file, and maps a turned TIFF with the sides swapped
+        with path.open("rb") as file, _open(file, max_pixels) as image:
             return upright_rgb(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableImage(f"{path} cannot be read as an image ({error}): replace or remove it") from error
+    except UnreadableImage as error:
+        raise UnreadableImage(f"{path}: {error}") from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableImage(
+            f"{path} is too large ({error}): shrink it, cut it into tiles, or if you trust it and have the memory, "
+            "give the array of heads.images.read_image(path, max_pixels=...)"
+        ) from error
+    except (OSError, SyntaxError, ValueError) as error:
+        what, fix = _problem(path, error)
+        raise UnreadableImage(f"{path} cannot be read as an image ({what}): {fix}") from error
+
+
+def _open(file: BinaryIO, max_pixels: int | None) -> Image.Image:
+    """Pillow's `open` with a limit of its own; DecompressionBombError above it."""
+    from PIL import Image
+
+    if max_pixels is None:
+        return Image.open(file)
+    # Pillow has one limit for the whole process, checked while it reads the header
+    with _PILLOW_LIMIT:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(file)
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+    if image.width * image.height > max_pixels:
+        raise Image.DecompressionBombError(
+            f"Image size ({image.width * image.height} pixels) exceeds limit of {max_pixels} pixels"
+        )
+    return image
+
+
+def _problem(path: Path, error: Exception) -> tuple[str, str]:
+    """What keeps a file from being read, and what to do."""
+    fix = "replace or remove it"
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError:  # the error itself: no permission, a disk that fails
+        return str(error), fix
+    kind = file_kind(head)
+    if kind is None:
+        return f"its content is of no known kind of image; {error}", fix
+    if kind.is_image:
+        return f"it begins as {kind.what} but is incomplete or damaged, {path.stat().st_size:,} bytes; {error}", fix
+    begins = f" which begins {beginning(head)}" if kind in (HTML, XML, JSON, TEXT) else ""
+    return f"it is {kind.what}{begins}", kind.fix or fix
 
 
 def upright_rgb(image: Image.Image) -> np.ndarray:
-    """Apply the EXIF orientation of an image.
+    """Convert an image to upright RGB of 8 bits.
+
+    - The EXIF orientation is applied.
+    - Of several pages or frames, the current one is taken; in an image just opened, the first.
+    - Greyscale of more than 8 bits (16-bit, 32-bit, float) is scaled to 0..255 between the smallest and the largest
+      value of this image, as most viewers do, and rounded. Sensors often fill 10 or 12 of 16 bits, which the full
+      range of the type would turn black. An image of one value becomes black. A TIFF whose photometric interpretation
+      is "white is zero" is inverted.
+    - Colour of 16 bits per channel keeps its upper 8 bits, as Pillow reads it.
+    - Transparency is ignored: pixels have the colour that is stored under it.
 
     Args:
         image: a Pillow image of any mode.
 
     Returns:
         (H, W, 3) uint8 RGB.
+
+    Raises:
+        UnreadableImage: float values that are not finite, or a mode that Pillow cannot convert.
     """
     from PIL import ImageOps
 
-    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    upright = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        levels = scaled_to_8_bits(np.asarray(upright))
+        if image.format == "TIFF" and image.getexif().get(_PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO:
+            levels = 255 - levels
+        return np.repeat(levels[:, :, None], 3, axis=2)
+    try:
+        return np.asarray(upright.convert("RGB"))
+    except ValueError as error:
+        raise UnreadableImage(f"an image of mode {image.mode} is not read ({error}): save it as RGB") from error
+
+
+def scaled_to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Scale values to 0..255, linearly between the smallest and the largest one.
+
+    Args:
+        values: any shape, integers or floats.
+
+    Returns:
+        uint8 of the same shape; 0 everywhere if all values are the same.
+
+    Raises:
+        UnreadableImage: values that are not finite.
+    """
+    if values.size == 0:
+        return values.astype(np.uint8)
+    low, high = float(values.min()), float(values.max())
+    if not (np.isfinite(low) and np.isfinite(high)):  # min and max of values with NaN are NaN
+        count = int((~np.isfinite(values)).sum())
+        raise UnreadableImage(f"{count:,} of {values.size:,} values are NaN or infinite: replace them by finite values")
+    scaled = values.astype(np.float64)
+    scaled -= low
+    scaled *= 255 / (high - low) if high > low else 0
+    return np.rint(scaled, out=scaled).astype(np.uint8)
 
 
 def resized_size(size: ImageSize, *, short_side_px: int, long_side_px: int, how: str = "pillow") -> ImageSize:

@@ -18,8 +18,8 @@ from resnet_backbone.norm import conv_layer, initialise_convs
 
 from . import boxes as B
 from .conventions import Conventions
-from .masks import RoiMasks
 from .matching import SampledRegions, mean_over_processes
+from .roi_masks import RoiMasks
 from .settings import require_norm, require_not_negative, require_positive
 from .structures import Detections, Targets
 

@@ -1,6 +1,6 @@
-"""Masks: ground truth as polygons or bitmaps, the output of the mask head and how it is pasted, COCO's RLE.
+"""Masks as polygons or bitmaps, and COCO's RLE; `roi_masks` has those of the mask head.
 
-R instances, V vertices of a polygon, M the side of a mask head's output in cells (28), H and W the image in pixels.
+R instances, V vertices of a polygon, H and W the image in pixels.
 pycocotools is imported by the functions that use it, for polygons and RLE.
 """
 
@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import register_pytree_node
 from torchvision.ops import roi_align
@@ -124,6 +123,22 @@ class BitMasks:
         """Move the bitmaps to a device; arguments as for `torch.Tensor.to`."""
         return BitMasks(self.bits.to(device, non_blocking=non_blocking))
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the image, pixels."""
+        return self.bits.shape[1], self.bits.shape[2]
+
+    def window(self, index: int) -> tuple[Tensor, int, int]:
+        """The part of a mask outside which it is empty.
+
+        Args:
+            index: of the instance.
+
+        Returns:
+            Its pixels (h, w) bool, and the column and row where they begin in the image.
+        """
+        return self.bits[index], 0, 0
+
     def crop_to(self, boxes: Tensor, size: int, *, soft_bitmaps: bool = False) -> Tensor:
         """Resample every mask in the frame of its box.
 
@@ -151,95 +166,43 @@ class BitMasks:
         Returns:
             One per instance, with `counts` as text, because JSON does not hold bytes.
         """
-        from pycocotools import mask as coco
+        rles = []
+        for index in range(len(self)):  # one by one: all planes of a large photograph do not fit in memory
+            window, left, top = self.window(index)
+            rles.append(encode_window(window.cpu().numpy(), left, top, *self.image_size))
+        return rles
 
-        # pycocotools reads (H, W, R) in Fortran order
-        planes = np.asfortranarray(self.bits.cpu().numpy().transpose(1, 2, 0).astype(np.uint8))
-        rles = coco.encode(planes) if len(self) else []
-        return [{"size": [int(s) for s in rle["size"]], "counts": rle["counts"].decode("ascii")} for rle in rles]
 
+def encode_window(window: np.ndarray, left: int, top: int, height: int, width: int) -> Rle:
+    """Convert a mask to COCO's compressed run lengths, from the part of it that is not empty.
 
-@dataclass(frozen=True)
-class RoiMasks:
-    """The output of the mask head, and how it is pasted into an image.
+    Args:
+        window: (h, w) bool, the pixels from row `top` and column `left`; all others are unset.
+        left: first column of the window.
+        top: first row of the window.
+        height: of the image, pixels.
+        width: of the image, pixels.
 
-    Attributes:
-        probabilities: (R, M, M), 0 to 1, each in the frame of its box.
-        paste_rule: `Conventions.mask_paste`: "exact" or "integer".
+    Returns:
+        The run lengths, equal to pycocotools' for the whole mask.
     """
+    from pycocotools import mask as coco
 
-    probabilities: Tensor
-    paste_rule: Literal["exact", "integer"] = "exact"
-
-    def __len__(self) -> int:
-        return len(self.probabilities)
-
-    def __getitem__(self, index: Tensor | slice) -> RoiMasks:
-        """A subset: a slice, a mask (R,) of bool, or indices (S,) of int64."""
-        return RoiMasks(self.probabilities[index], self.paste_rule)
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> RoiMasks:
-        """Move the probabilities to a device; arguments as for `torch.Tensor.to`."""
-        return RoiMasks(self.probabilities.to(device, non_blocking=non_blocking), self.paste_rule)
-
-    def paste(self, boxes: Tensor, height: int, width: int, *, threshold: float = 0.5) -> BitMasks:
-        """Paste the masks into an image.
-
-        With the rule "exact", masks are sampled bilinearly at the centres of the pixels, as in detectron2's
-        `paste_masks_in_image`, but only inside the window of every box: bilinear weights are separable, so a window
-        needs two small matrix products. With the rule "integer", as in torchvision's function of the same name.
-
-        Args:
-            boxes: (R, 4) xyxy, pixels of the image.
-            height: of the image, pixels.
-            width: of the image, pixels.
-            threshold: a pixel is set if its probability is at least this (rule "integer": larger than this).
-
-        Returns:
-            (R, height, width) bitmaps.
-        """
-        if self.paste_rule == "integer":
-            return self._paste_integer(boxes, height, width, threshold)
-        bits = torch.zeros(len(self), height, width, dtype=torch.bool, device=boxes.device)
-        side = self.probabilities.shape[-1]
-        masks = self.probabilities.to(boxes.dtype)
-        for plane, mask, box in zip(bits, masks, boxes):
-            # further than half a mask cell outside the box all weights are zero
-            margin = (box[2:] - box[:2]) / (2 * side)
-            low = (box[:2] - margin).floor().int().tolist()
-            high = (box[2:] + margin).ceil().int().tolist()
-            x0, y0, x1, y1 = max(low[0], 0), max(low[1], 0), min(high[0], width), min(high[1], height)
-            if x1 <= x0 or y1 <= y0:
-                continue
-            rows = _bilinear_weights(y0, y1, box[1], box[3], side)
-            columns = _bilinear_weights(x0, x1, box[0], box[2], side)
-            plane[y0:y1, x0:x1] = rows @ mask @ columns.T >= threshold
-        return BitMasks(bits)
-
-    def _paste_integer(self, boxes: Tensor, height: int, width: int, threshold: float) -> BitMasks:
-        """Add a border of one zero cell, enlarge the box accordingly, truncate it to pixels, resize the mask to it."""
-        bits = torch.zeros(len(self), height, width, dtype=torch.bool, device=boxes.device)
-        side = self.probabilities.shape[-1]
-        masks = F.pad(self.probabilities.to(boxes.dtype), (1, 1, 1, 1))
-        half = (boxes[:, 2:] - boxes[:, :2]) * 0.5 * ((side + 2) / side)
-        centre = (boxes[:, 2:] + boxes[:, :2]) * 0.5
-        corners = torch.cat([centre - half, centre + half], dim=1).to(torch.int64).tolist()
-        for plane, mask, (left, top, right, bottom) in zip(bits, masks, corners):
-            size = max(bottom - top + 1, 1), max(right - left + 1, 1)
-            x0, y0, x1, y1 = max(left, 0), max(top, 0), min(right + 1, width), min(bottom + 1, height)
-            if x1 <= x0 or y1 <= y0:
-                continue
-            resized = F.interpolate(mask[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
-            plane[y0:y1, x0:x1] = resized[y0 - top : y1 - top, x0 - left : x1 - left] > threshold
-        return BitMasks(bits)
-
-
-def _bilinear_weights(start: int, stop: int, low: Tensor, high: Tensor, cells: int) -> Tensor:
-    """(stop - start, cells): weights of the mask cells at the pixel centres of a line; zero outside the mask."""
-    centres = torch.arange(start, stop, device=low.device, dtype=low.dtype) + 0.5
-    position = (centres - low) / (high - low) * cells - 0.5
-    grid = torch.arange(cells, device=low.device, dtype=low.dtype)
-    return (1 - (position[:, None] - grid).abs()).clamp(min=0)
+    # down the columns; the zeros around every column end its runs, and row 0 here is row top - 1 of the image
+    column_height = window.shape[0] + 2
+    padded = np.zeros((window.shape[1], column_height), dtype=np.int8)
+    padded[:, 1:-1] = window.T
+    changes = np.flatnonzero(np.diff(padded.reshape(-1)))  # starts and ends of runs, alternately
+    columns, rows = changes // column_height, changes % column_height
+    ends = (left + columns) * height + top + rows
+    # runs that meet over the edge of the image are one
+    meets = np.flatnonzero(ends[1:-1:2] == ends[2::2])
+    ends = np.delete(ends, np.concatenate([2 * meets + 1, 2 * meets + 2]))
+    counts = np.diff(ends, prepend=0, append=height * width)
+    if len(ends) and ends[-1] == height * width:
+        counts = counts[:-1]
+    rle = coco.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
 
 
 def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarray:
@@ -295,14 +258,8 @@ def polygons_from(segmentation: Iterable[Sequence[float]]) -> tuple[np.ndarray, 
 register_pytree_node(
     BitMasks,
     lambda m: ([m.bits], None),
-    lambda c, _: _bare(BitMasks, bits=next(iter(c))),
+    lambda c, _: bare(BitMasks, bits=next(iter(c))),
     serialized_type_name="heads.BitMasks",
-)
-register_pytree_node(
-    RoiMasks,
-    lambda m: ([m.probabilities], m.paste_rule),
-    lambda c, rule: _bare(RoiMasks, probabilities=next(iter(c)), paste_rule=rule),
-    serialized_type_name="heads.RoiMasks",
 )
 register_pytree_node(
     PolygonMasks,
@@ -312,7 +269,7 @@ register_pytree_node(
 )
 
 
-def _bare(cls: type, **values: Any) -> Any:
+def bare(cls: type, **values: Any) -> Any:
     """An instance without its checks, because pytrees also hold placeholders."""
     instance: Any = object.__new__(cls)
     for name, value in values.items():

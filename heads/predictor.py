@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from itertools import islice
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,8 @@ from resnet_backbone.errors import InvalidType, InvalidValue
 from . import boxes as B
 from .detector import RCNN
 from .images import read_image, resize, resized_size, upright_rgb
-from .masks import PolygonMasks, RoiMasks
+from .masks import PolygonMasks
+from .roi_masks import RoiMasks
 from .structures import Detections, ImageBatch, ImageSize
 
 if TYPE_CHECKING:
@@ -31,7 +33,8 @@ class Predictor:
     Images are resized and normalised as the detector's `preprocess` prescribes.
 
     Args:
-        detector: the detector; it is set to inference mode.
+        detector: the detector; it is set to inference mode. Its weights may be in half or double precision
+            (`detector.half()`, `.bfloat16()`, `.double()`); boxes are computed in float32 at least.
         precision: "fp32" for the precision of the weights, "bf16" or "fp16" for autocast.
         batch_size: images per batch.
 
@@ -46,12 +49,12 @@ class Predictor:
         self.detector = detector.eval()
         self.dtype, self.batch_size = dtypes[precision], batch_size
 
-    def __call__(self, images: Sequence[ImageLike]) -> list[Detections]:
+    def __call__(self, images: Iterable[ImageLike]) -> list[Detections]:
         """Detect objects.
 
         Args:
-            images: uint8 RGB arrays (H, W, 3), Pillow images or paths. The EXIF orientation of paths and Pillow images
-                is applied first.
+            images: uint8 arrays, RGB (H, W, 3) or grey (H, W) or (H, W, 1), of any strides; Pillow images; or paths.
+                The EXIF orientation of paths and Pillow images is applied first. A generator is read batch by batch.
 
         Returns:
             One `Detections` per image, on the CPU, best first. Boxes are in pixels of the image, masks are `BitMasks`
@@ -61,34 +64,37 @@ class Predictor:
             UnreadableImage: a file that is missing, truncated or no image.
             InvalidType: anything that is no image, or a single image instead of a list.
         """
-        if isinstance(images, (str, PathLike, np.ndarray)) or hasattr(
-            images, "convert"
-        ):  # a Pillow image has convert()
+        if isinstance(images, np.ndarray) and images.ndim == 4:
+            raise InvalidType("Predictor takes a list of images, this is one array of them: give list(images)")
+        # a Pillow image has convert()
+        if isinstance(images, (str, PathLike, np.ndarray)) or hasattr(images, "convert"):
             raise InvalidType("Predictor takes a list of images: put this one in brackets")
-        detections = []
-        for start in range(0, len(images), self.batch_size):
-            arrays = [as_array(image) for image in images[start : start + self.batch_size]]
-            detections += self._predict(arrays)
+        if not isinstance(images, Iterable):
+            raise InvalidType(f"Predictor takes a list of images, not {type(images).__name__}: give a list")
+        detections: list[Detections] = []
+        remaining = iter(images)
+        while batch := [as_array(image) for image in islice(remaining, self.batch_size)]:
+            detections += self._predict(batch)
         return detections
 
     def _predict(self, images: Sequence[np.ndarray]) -> list[Detections]:
         """Detect objects in one batch of (H, W, 3) arrays."""
         preprocess = self.detector.preprocess
         parameter = next(self.detector.parameters())
-        device, precise = parameter.device, parameter.dtype == torch.float64
+        device, dtype = parameter.device, parameter.dtype
         resized = []
         for image in images:
             size = ImageSize(height=image.shape[0], width=image.shape[1])
             limits = {"short_side_px": preprocess.short_side_px, "long_side_px": preprocess.long_side_px}
             new_size = resized_size(size, **limits, how=preprocess.resize)
-            pixels = torch.tensor(resize(image, new_size, how=preprocess.resize, precise=precise))
+            pixels = torch.tensor(resize(image, new_size, how=preprocess.resize, precise=dtype == torch.float64))
             resized.append(pixels.permute(2, 0, 1).to(device))
         batch = ImageBatch.from_images(resized, preprocess)
-        if precise:
-            batch = replace(batch, pixels=batch.pixels.double())
+        batch = replace(batch, pixels=batch.pixels.to(dtype))
         autocast: AbstractContextManager[object] = nullcontext()
-        if self.dtype is not None:
-            autocast = torch.autocast(device.type, dtype=self.dtype)
+        # a detector in half precision needs autocast too: its regions are pooled in float32
+        if low := self.dtype or (dtype if dtype in (torch.float16, torch.bfloat16) else None):
+            autocast = torch.autocast(device.type, dtype=low)
         with torch.inference_mode(), autocast:
             detections_of_batch = self.detector.detect(batch)
         return [
@@ -123,23 +129,53 @@ def as_array(image: ImageLike) -> np.ndarray:
     """Convert an image to an array.
 
     Args:
-        image: a uint8 RGB array (H, W, 3), a Pillow image or a path.
+        image: a uint8 array, RGB (H, W, 3) or grey (H, W) or (H, W, 1), of any strides; a Pillow image; or a path.
 
     Returns:
-        (H, W, 3) uint8 RGB.
+        (H, W, 3) uint8 RGB, contiguous.
 
     Raises:
         UnreadableImage: a file that is missing, truncated or no image.
         InvalidType: anything else.
     """
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise InvalidType(
-                f"an image array is (H, W, 3) uint8 RGB, this one is {image.shape} {image.dtype}: convert it"
-            )
-        return image
+        return _rgb_array(image)
     if isinstance(image, (str, PathLike)):
         return read_image(image)
     if hasattr(image, "convert"):
         return upright_rgb(image)
-    raise InvalidType(f"an image is an array, a Pillow image or a path, not {type(image).__name__}")
+    fix = ": give image.permute(1, 2, 0).cpu().numpy()" if hasattr(image, "permute") else ""
+    raise InvalidType(f"an image is an array, a Pillow image or a path, not {type(image).__name__}{fix}")
+
+
+def _rgb_array(image: np.ndarray) -> np.ndarray:
+    """A contiguous RGB array; InvalidType for other arrays, with what makes one of them."""
+    shape = image.shape
+    if image.dtype == np.uint8 and 0 not in shape:
+        if image.ndim == 2:
+            image = image[:, :, None]
+        if image.ndim == 3 and image.shape[2] == 1:
+            return np.repeat(image, 3, axis=2)
+        if image.ndim == 3 and image.shape[2] == 3:
+            return np.ascontiguousarray(image)
+    if 0 in shape:
+        fix = "it has no pixels, leave it out"
+    elif image.dtype == np.bool_:
+        fix = "give 255 * image.astype(np.uint8)"
+    elif image.dtype != np.uint8:
+        fix = (
+            "give image.astype(np.uint8) if the values are 0 to 255, (255 * image).round().astype(np.uint8) if they "
+            "are 0 to 1, or heads.images.scaled_to_8_bits(image) for any others"
+        )
+    elif image.ndim == 3 and shape[0] in (1, 3, 4):
+        fix = "give image.transpose(1, 2, 0) if the channels are first"
+        fix += ", image[..., :3] if there is an alpha channel" if shape[2] == 4 else ""
+    elif image.ndim == 3 and shape[2] == 4:
+        fix = "give image[..., :3], without the alpha channel"
+    elif image.ndim == 3 and shape[2] == 2:
+        fix = "give image[..., 0], without the alpha channel"
+    else:
+        fix = "give one image with three channels at the end"
+    raise InvalidType(
+        f"an image array is (H, W, 3) uint8 RGB, or (H, W) uint8 for grey, this one is {shape} {image.dtype}: {fix}"
+    )

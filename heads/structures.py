@@ -17,7 +17,8 @@ from torch.utils._pytree import register_pytree_node
 from resnet_backbone.errors import InvalidValue
 from resnet_backbone.preprocess import Preprocess
 
-from .masks import BitMasks, PolygonMasks, RoiMasks
+from .masks import BitMasks, PolygonMasks
+from .roi_masks import RoiMasks
 
 T = TypeVar("T", bound="_Container")
 

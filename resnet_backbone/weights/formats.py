@@ -12,32 +12,18 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from ..errors import InvalidValue
+from ..file_kinds import HEAD_BYTES, HTML, JSON, TAR, TEXT, XML, beginning, file_kind
 
 Format = Literal["safetensors", "torch", "pickle"]
 NAMES: dict[Format, str] = {
     "safetensors": "safetensors file", "torch": "torch file", "pickle": "pickle of arrays"
 }  # fmt: skip
-_HEAD_BYTES = 512
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
 _LEGACY_TORCH = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # torch's magic number, pickled
 _AGAIN = "copy or download it again"
 _STATE_DICT = "torch.save(model.state_dict(), ...) or safetensors"
-# first bytes -> what it is, what to do
-_MAGIC: dict[bytes, tuple[str, str]] = {
-    b"version https://git-lfs": (
-        "a git-lfs pointer, which stands for the file in the repository",
-        "run `git lfs pull` in the repository, or download the file itself",
-    ),
-    b"/annex/objects/": ("a git-annex pointer", "run `git annex get` in the repository"),
-    b"\x1f\x8b": ("a gzip archive", "unpack it (gunzip, or tar -xzf) and give the file inside"),
-    b"BZh": ("a bzip2 archive", "unpack it (bunzip2, or tar -xjf) and give the file inside"),
-    b"\xfd7zXZ\x00": ("an xz archive", "unpack it (unxz, or tar -xJf) and give the file inside"),
-    b"\x28\xb5\x2f\xfd": ("a zstd archive", "unpack it (unzstd) and give the file inside"),
-    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "unpack it and give the file inside"),
-    b"Rar!": ("a rar archive", "unpack it and give the file inside"),
-    b"\x89HDF\r\n": ("an HDF5 file, as Keras writes it", "give weights of a net in PyTorch"),
-    b"GGUF": ("a GGUF file", "give weights of a net in PyTorch"),
-}
+# kinds of other programs' files that hold weights too: first bytes -> what it is
+_OTHER_WEIGHTS = {b"\x89HDF\r\n": "an HDF5 file, as Keras writes it", b"GGUF": "a GGUF file"}
 
 
 def format_of(path: Path) -> Format:
@@ -53,7 +39,7 @@ def format_of(path: Path) -> Format:
         InvalidValue: the content is no weights; the message says what it is and what to do.
     """
     with open(path, "rb") as file:
-        head = file.read(_HEAD_BYTES)
+        head = file.read(HEAD_BYTES)
     if not head:
         _refuse(path, "an empty one (0 bytes)", _AGAIN)
     if head.startswith(b"PK\x03\x04"):
@@ -80,22 +66,19 @@ def _refuse(path: Path, what: str, fix: str) -> NoReturn:
 
 def _refuse_known(path: Path, head: bytes) -> None:
     """Raise for text and for the formats of other programs."""
-    for magic, (what, fix) in _MAGIC.items():
+    for magic, what in _OTHER_WEIGHTS.items():
         if head.startswith(magic):
-            _refuse(path, what, fix)
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    begins = f"it begins {text[:40].decode('utf-8', 'replace')!r}"
-    if text[:1] == b"<":
-        kind = "a web page or an XML document" if text[:5].lower() == b"<?xml" else "an HTML page"
-        fix = (
-            "the download gave a page (an error, a login, a licence to accept) in place of the file; download it again"
-        )
-        _refuse(path, f"{kind} ({begins})", fix)
-    if text[:1] in (b"{", b"[") and path.suffix != ".pkl":  # pickles of protocol 0 are text too
+            _refuse(path, what, "give weights of a net in PyTorch")
+    kind = file_kind(head)
+    if kind in (HTML, XML):
+        _refuse(path, f"{kind.what} (it begins {beginning(head)})", kind.fix)
+    if kind is JSON and path.suffix != ".pkl":  # pickles of protocol 0 are text too
         fix = "give the file of the weights, or for a sharded model the .index.json or its folder"
-        _refuse(path, f"a JSON document ({begins})", fix)
-    if head[257:262] == b"ustar":
+        _refuse(path, f"{kind.what} (it begins {beginning(head)})", fix)
+    if kind is TAR:
         _refuse_tar(path)
+    if kind not in (None, JSON, TEXT):
+        _refuse(path, kind.what, kind.fix or "give the file of the weights")
     if path.suffix == ".onnx":
         _refuse(path, "an ONNX graph", f"save the state dict of the net that it was exported from ({_STATE_DICT})")
 

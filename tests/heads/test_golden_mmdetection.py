@@ -16,9 +16,9 @@ import pytest
 import torch
 from pycocotools import mask as coco
 
+from heads import BitMasks, RoiMasks
 from heads.conventions import CONVENTIONS
 from heads.detector import RCNN
-from heads.masks import BitMasks, RoiMasks
 from heads.structures import Targets
 from tests.heads.golden import (
     EVERYTHING,

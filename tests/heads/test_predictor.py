@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +17,14 @@ from heads import (
     BitMasks,
     Detections,
     DetectorRecipe,
+    ImageBatch,
     ImageSize,
     PolygonMasks,
     Predictor,
     RoiMasks,
     build_detector,
 )
+from heads.boxes import iou
 from heads.images import UnreadableImage
 from heads.masks import polygons_from
 from heads.predictor import as_array, to_image
@@ -112,10 +115,15 @@ def test_exif_orientation_is_applied_to_paths_and_pillow_images(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.zeros((4, 4), np.uint8), r"\(H, W, 3\) uint8 RGB, this one is \(4, 4\) uint8"),
-        (np.zeros((4, 4, 3), np.float32), r"this one is \(4, 4, 3\) float32"),
-        (np.zeros((3, 4, 4), np.uint8), r"this one is \(3, 4, 4\) uint8"),
-        (np.zeros((4, 4, 4), np.uint8), r"this one is \(4, 4, 4\) uint8"),
+        (np.zeros(4, np.uint8), r"\(H, W, 3\) uint8 RGB, or \(H, W\) uint8 for grey, this one is \(4,\) uint8"),
+        (np.zeros((4, 4, 3), np.float32), r"this one is \(4, 4, 3\) float32: give image.astype\(np.uint8\) if"),
+        (np.zeros((4, 4), np.uint16), r"this one is \(4, 4\) uint16: .* or heads.images.scaled_to_8_bits\(image\)"),
+        (np.zeros((4, 4), bool), r"this one is \(4, 4\) bool: give 255 \* image.astype\(np.uint8\)"),
+        (np.zeros((3, 4, 5), np.uint8), r"this one is \(3, 4, 5\) uint8: give image.transpose\(1, 2, 0\)"),
+        (np.zeros((4, 4, 4), np.uint8), r"this one is \(4, 4, 4\) uint8: .*image\[..., :3\] if there is an alpha"),
+        (np.zeros((9, 9, 4), np.uint8), r"this one is \(9, 9, 4\) uint8: give image\[..., :3\], without the alpha"),
+        (np.zeros((9, 9, 2), np.uint8), r"this one is \(9, 9, 2\) uint8: give image\[..., 0\], without the alpha"),
+        (np.zeros((0, 4, 3), np.uint8), r"this one is \(0, 4, 3\) uint8: it has no pixels, leave it out"),
         (torch.zeros(3, 4, 4, dtype=torch.uint8), "an image is an array, a Pillow image or a path, not Tensor"),
         (None, "not NoneType"),
     ],
@@ -131,6 +139,81 @@ def test_other_types_and_shapes_than_images_are_refused(image: object, message: 
 def test_a_single_image_without_a_list_is_refused(image: object, detector: RCNN) -> None:
     with pytest.raises(TypeError, match="takes a list of images: put this one in brackets"):
         Predictor(detector)(image)  # type: ignore[arg-type]
+
+
+def test_an_array_of_images_and_what_is_no_list_are_refused(detector: RCNN) -> None:
+    images = np.stack([noise(40, 50)] * 2)
+    with pytest.raises(TypeError, match=r"this is one array of them: give list\(images\)"):
+        Predictor(detector)(images)  # type: ignore[arg-type]
+    assert len(Predictor(detector)(list(images))) == 2
+    with pytest.raises(TypeError, match="takes a list of images, not int"):
+        Predictor(detector)(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("resize", ["pillow", "opencv", "torch"])
+def test_arrays_of_any_strides_equal_their_contiguous_copies(resize: str, detector: RCNN) -> None:
+    image = noise(64, 96)
+    turned = replace(detector.preprocess, resize=resize)  # type: ignore[arg-type]
+    views = [image[..., ::-1], image[::-1], image[:, ::-1], image[::2, ::3], image.transpose(1, 0, 2)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detector, "preprocess", turned)
+        copies = [np.array(view, order="C") for view in views]
+        for a, b in zip(Predictor(detector)(views), Predictor(detector)(copies), strict=True):
+            assert torch.equal(a.boxes, b.boxes) and torch.equal(a.scores, b.scores) and len(a)
+
+
+def test_grey_arrays_are_read_as_grey_rgb(detector: RCNN) -> None:
+    grey = noise(64, 96)[..., 0]
+    rgb = as_array(grey)
+    assert rgb.shape == (64, 96, 3) and all(np.array_equal(rgb[..., channel], grey) for channel in range(3))
+    assert np.array_equal(as_array(grey[:, :, None]), rgb) and np.array_equal(as_array(grey[:, ::-1]), rgb[:, ::-1])
+    assert len(Predictor(detector)([grey])[0])
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 5000), (5000, 20)])
+def test_a_long_thin_image_has_detections_in_its_own_pixels(height: int, width: int, detector: RCNN) -> None:
+    """The network sees 128 by 1 pixels of it."""
+    (found,) = Predictor(detector)([noise(height, width)])
+    assert (found.boxes <= torch.tensor([width, height, width, height])).all() and (found.boxes >= 0).all()
+    assert isinstance(found.masks, BitMasks) and found.masks.image_size == (height, width)
+
+
+def test_a_generator_is_read_batch_by_batch(detector: RCNN, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    images = [noise(40, 50 + i) for i in range(3)]
+    detect = detector.detect
+
+    def recorded(batch: ImageBatch) -> list[Detections]:
+        events.append(f"detect {len(batch.sizes)}")
+        return detect(batch)
+
+    def generate() -> Iterator[np.ndarray]:
+        for image in images:
+            events.append("read")
+            yield image
+
+    expected = Predictor(detector, batch_size=2)(images)
+    monkeypatch.setattr(detector, "detect", recorded)
+    for a, b in zip(Predictor(detector, batch_size=2)(generate()), expected, strict=True):
+        assert_equal_detections(a, b)
+    assert events == ["read", "read", "detect 2", "read", "detect 1"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float16, 0.002), (torch.bfloat16, 0.01), (torch.float64, 1e-4)]
+)
+def test_a_detector_of_another_precision_detects_what_it_detects_in_float32(
+    dtype: torch.dtype, tolerance: float, detector: RCNN
+) -> None:
+    """Most boxes that float32 finds are found, with scores that differ by rounding; boxes are float32 or float64."""
+    image = noise(60, 90)
+    (expected,) = Predictor(detector)([image])
+    (found,) = Predictor(copy.deepcopy(detector).to(dtype))([image])
+    assert found.boxes.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert isinstance(found.masks, BitMasks) and len(found.masks) == len(found) > 10
+    overlaps, rows = iou(expected.boxes, found.boxes.float()).max(dim=1)
+    differences = (expected.scores - found.scores[rows].float()).abs()[overlaps > 0.9]
+    assert (overlaps > 0.9).float().mean() >= 0.8 and differences.median() <= tolerance
 
 
 def test_error_for_a_missing_file_names_it(detector: RCNN) -> None:

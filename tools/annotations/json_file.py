@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from resnet_backbone.errors import MissingFile
+from resnet_backbone.file_kinds import HEAD_BYTES, JSON, TEXT, file_kind
 
 from .findings import BadAnnotations, Findings
 
@@ -160,8 +161,9 @@ def from_content(content: object, source: Path | str) -> CocoFile:
 
 def _read_leniently(path: Path, data: bytes) -> object:
     """Read JSON with Python's reader; BadAnnotations says what the file is instead."""
-    if problem := _what_it_is(data):
-        raise BadAnnotations(f"{path} is {problem}: give a COCO instances file")
+    kind = file_kind(data[:HEAD_BYTES].strip() and data[:HEAD_BYTES])  # white space alone is empty too
+    if kind not in (None, JSON, TEXT):
+        raise BadAnnotations(f"{path} is {kind.what}, not COCO's JSON: {kind.fix or 'give a COCO instances file'}")
     try:
         return json.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -170,20 +172,6 @@ def _read_leniently(path: Path, data: bytes) -> object:
         raise BadAnnotations(
             f"{path} is not complete JSON ({error}): copy it or download it again, or give a COCO instances file"
         ) from error
-
-
-def _what_it_is(data: bytes) -> str:
-    """What a file that is not JSON is, if that is easily told."""
-    start = data[:512].lstrip().lower()
-    if not start:
-        return "empty"
-    if start.startswith(b"version https://git-lfs"):
-        return "a git-lfs pointer, not the file itself (`git lfs pull` fetches it)"
-    if start.startswith((b"<!doctype html", b"<html")):
-        return "a web page (the download failed or needs a login)"
-    if start.startswith((b"pk\x03\x04", b"\x1f\x8b")):
-        return "an archive (extract it)"
-    return ""
 
 
 def _some(content: Mapping[Any, Any], limit: int = 8) -> str:

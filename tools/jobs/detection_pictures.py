@@ -46,7 +46,7 @@ def draw_detections(
         A new image, (h, w, 3) uint8 RGB.
     """
     detections = detections[detections.scores >= min_score]
-    masks = detections.masks.bits.numpy() if isinstance(detections.masks, BitMasks) else None
+    masks = detections.masks if isinstance(detections.masks, BitMasks) else None
     labels = [class_names[label] for label in detections.labels.tolist()]
     scores = detections.scores.tolist()
     return draw_instances(image, detections.boxes.numpy(), labels, scores=scores, masks=masks, min_side_px=min_side_px)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from heads.masks import BitMasks
 from resnet_backbone.errors import InvalidValue
 
 Pixels = npt.NDArray[np.uint8]
@@ -27,6 +28,7 @@ Colour = tuple[int, int, int]
 
 MASK_OPACITY = 0.45
 LABEL_PADDING_PX = 2
+MAX_MAGNIFIED_PX = 4096  # of the longer side
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def draw_instances(
     labels: Sequence[str],
     *,
     scores: Sequence[float] | None = None,
-    masks: Bits | None = None,
+    masks: Bits | BitMasks | None = None,
     min_side_px: int = 0,
 ) -> Pixels:
     """Draw R instances on a copy of an image, the largest first.
@@ -68,18 +70,18 @@ def draw_instances(
             floor(x1)..ceil(x2)-1 and rows floor(y1)..ceil(y2)-1.
         labels: R names, each drawn in its own colour (`colour_of`); "" is drawn without text.
         scores: R scores, written next to the names.
-        masks: (R, H, W) bool.
+        masks: (R, H, W) bool, or R `BitMasks` of the image's size on the CPU; these are drawn one by one.
         min_side_px: magnify images with a shorter side than this, so that text is readable, pixels.
 
     Returns:
-        (zoom * H, zoom * W, 3) uint8 RGB; zoom is 1 unless `min_side_px` requires more.
+        (zoom * H, zoom * W, 3) uint8 RGB, with the zoom of `zoom_for`.
 
     Raises:
         InvalidValue: shapes or types do not match, or boxes are not finite.
     """
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     _check(image, boxes, labels, scores, masks)
-    zoom = max(1, math.ceil(min_side_px / min(image.shape[:2])))
+    zoom = zoom_for(image.shape[0], image.shape[1], min_side_px)
     canvas = magnify(image, zoom)
     height, width = canvas.shape[:2]
     extents = [_covered(box * zoom, height, width) for box in boxes]
@@ -90,11 +92,27 @@ def draw_instances(
     order = [int(i) for i in np.argsort(-areas, kind="stable")]
     if masks is not None:
         for i in order:
-            _paint_mask(canvas, masks[i], zoom, colour_of(labels[i]), stroke_px)
+            bits, left, top = masks.window(i) if isinstance(masks, BitMasks) else (masks[i], 0, 0)
+            _paint_mask(canvas, np.asarray(bits), (left, top), zoom, colour_of(labels[i]), stroke_px)
     for i in order:
         _paint_outline(canvas, extents[i], colour_of(labels[i]), stroke_px)
     texts = [name if scores is None else f"{name} {scores[i]:.2f}" for i, name in enumerate(labels)]
     return _paint_labels(canvas, [(extents[i], texts[i], colour_of(labels[i])) for i in order])
+
+
+def zoom_for(height: int, width: int, min_side_px: int) -> int:
+    """Compute how many times an image is magnified.
+
+    Args:
+        height: of the image, pixels.
+        width: of the image, pixels.
+        min_side_px: what the shorter side should have, pixels.
+
+    Returns:
+        The smallest factor that gives `min_side_px`, but never one that makes the longer side exceed
+        `MAX_MAGNIFIED_PX`: long thin images would become huge. At least 1.
+    """
+    return max(1, min(math.ceil(min_side_px / min(height, width)), MAX_MAGNIFIED_PX // max(height, width)))
 
 
 def magnify(image: Pixels, zoom: int) -> Pixels:
@@ -135,7 +153,7 @@ def _check(
     boxes: npt.NDArray[np.float64],
     labels: Sequence[str],
     scores: Sequence[float] | None,
-    masks: Bits | None,
+    masks: Bits | BitMasks | None,
 ) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise InvalidValue(f"the image is {image.dtype} {image.shape}: give uint8 (H, W, 3) in RGB")
@@ -145,10 +163,12 @@ def _check(
         raise InvalidValue(
             f"{count} boxes came with {len(labels)} labels and {num_scores} scores: give one of each per box"
         )
-    if masks is not None and (masks.dtype != np.bool_ or masks.shape != (count, *image.shape[:2])):
+    expected = (count, *image.shape[:2])
+    shape = (len(masks), *masks.image_size) if isinstance(masks, BitMasks) else getattr(masks, "shape", expected)
+    dtype = np.bool_ if masks is None or isinstance(masks, BitMasks) else masks.dtype
+    if dtype != np.bool_ or shape != expected:
         raise InvalidValue(
-            f"masks are {masks.dtype} {masks.shape}, but must be bool {(count, *image.shape[:2])}: "
-            "paste them into the image first"
+            f"masks are {np.dtype(dtype)} {shape}, but must be bool {expected}: paste them into the image first"
         )
     if not np.isfinite(boxes).all():
         not_finite = np.flatnonzero(~np.isfinite(boxes).all(1))
@@ -162,16 +182,28 @@ def _covered(box: npt.NDArray[np.float64], height: int, width: int) -> PixelBox 
     return PixelBox(left, top, right, bottom) if left < right and top < bottom else None
 
 
-def _paint_mask(canvas: Pixels, mask: Bits, zoom: int, colour: Colour, stroke_px: int) -> None:
-    """Tint the mask and draw its contour inside it: no pixel outside the mask changes."""
+def _paint_mask(canvas: Pixels, mask: Bits, corner: tuple[int, int], zoom: int, colour: Colour, stroke_px: int) -> None:
+    """Tint the mask and draw its contour inside it: no pixel outside the mask changes.
+
+    `mask` is a part of the image that begins at `corner`, x y. What is made here is no larger than the mask.
+    """
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return
+    mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    left, top = zoom * (corner[0] + int(columns[0])), zoom * (corner[1] + int(rows[0]))
     bits = mask.repeat(zoom, axis=0).repeat(zoom, axis=1).astype(np.uint8)
     # a border of zeros: if the image's edge cuts a mask, its contour runs along that edge
     inner = cv2.erode(np.pad(bits, stroke_px), np.ones((3, 3), np.uint8), iterations=stroke_px)
     inner = inner[stroke_px:-stroke_px, stroke_px:-stroke_px]
+    window = canvas[top : top + bits.shape[0], left : left + bits.shape[1]]
     inside = bits.astype(bool)
-    tinted = (1 - MASK_OPACITY) * canvas[inside] + MASK_OPACITY * np.array(colour)
-    canvas[inside] = np.rint(tinted).astype(np.uint8)
-    canvas[inside & (inner == 0)] = colour
+    contour = inside & (inner == 0)
+    for channel, level in enumerate(colour):
+        plane = window[..., channel]
+        tinted = np.rint((1 - MASK_OPACITY) * np.arange(256) + MASK_OPACITY * level).astype(np.uint8)
+        plane[inside] = tinted[plane[inside]]
+        plane[contour] = level
 
 
 def _paint_outline(canvas: Pixels, extent: PixelBox | None, colour: Colour, stroke_px: int) -> None:

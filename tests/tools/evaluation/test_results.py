@@ -10,7 +10,7 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from heads.masks import BitMasks, RoiMasks
+from heads import BitMasks, RoiMasks
 from heads.structures import Detections
 from tools.evaluation.results import coco_results, write_results
 

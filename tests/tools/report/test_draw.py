@@ -7,10 +7,12 @@ import math
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tools.report.draw import colour_of, draw_instances, readable_on
+from heads import BitMasks, RoiMasks
+from tools.report.draw import MAX_MAGNIFIED_PX, colour_of, draw_instances, readable_on, zoom_for
 
 Pixels = npt.NDArray[np.uint8]
 GREY = 127
@@ -62,6 +64,26 @@ def test_a_magnified_outline_covers_the_same_pixels() -> None:
     assert extent(changed(drawn)) == (12, 20, 79, 47)
 
 
+@settings(max_examples=300, deadline=None)
+@given(height=st.integers(1, 9000), width=st.integers(1, 9000), min_side_px=st.integers(0, 1000))
+def test_magnification_stops_before_the_longer_side_is_too_long(height: int, width: int, min_side_px: int) -> None:
+    zoom = zoom_for(height, width, min_side_px)
+    long_side, short_side = max(height, width), min(height, width)
+    assert zoom == 1 or zoom * long_side <= MAX_MAGNIFIED_PX
+    assert zoom * short_side >= min_side_px or (zoom + 1) * long_side > MAX_MAGNIFIED_PX
+    assert zoom == 1 or (zoom - 1) * short_side < min_side_px
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 5000), (5000, 20), (1, 9000), (3, 700)])
+def test_the_drawing_of_a_long_thin_image_is_small(height: int, width: int) -> None:
+    """To give 480 px, these images would be magnified 24, 480 and 160 times: up to 2 gigapixels."""
+    mask = np.ones((1, height, width), dtype=bool)
+    drawn = draw_instances(
+        grey(height, width), np.array([[0.0, 0, width, height]]), ["cat"], scores=[0.9], masks=mask, min_side_px=480
+    )
+    assert max(drawn.shape) <= max(height, width, MAX_MAGNIFIED_PX) and drawn.size < 2**20
+
+
 def test_a_large_enough_image_is_not_magnified() -> None:
     assert draw_instances(grey(), np.zeros((0, 4)), [], min_side_px=H).shape == (H, W, 3)
 
@@ -99,6 +121,21 @@ def test_a_mask_has_an_opaque_contour_and_a_tinted_interior() -> None:
     assert contour[20:60, W - 1].all() and not contour[21:59, 81 : W - 1].any()
     middle = drawn[40, 100].astype(float)
     assert np.abs(middle - (0.55 * GREY + 0.45 * np.array(colour_of("cat")))).max() <= 0.51
+
+
+@pytest.mark.parametrize("min_side_px", [0, 200])
+def test_masks_that_are_pasted_one_by_one_are_drawn_as_bitmaps_are(min_side_px: int) -> None:
+    torch.manual_seed(0)
+    corner = torch.rand(12, 2) * 100 - 20
+    boxes = torch.cat([corner, corner + torch.rand(12, 2) * 60 + 1], dim=1)
+    masks = RoiMasks(torch.rand(12, 7, 7)).paste(boxes, H, W)
+    image = np.random.default_rng(0).integers(0, 256, (H, W, 3), dtype=np.uint8)
+    names = [f"class {i}" for i in range(12)]
+    drawn = draw_instances(image, boxes.numpy(), names, masks=masks, min_side_px=min_side_px)
+    assert "bits" not in vars(masks)
+    assert np.array_equal(
+        drawn, draw_instances(image, boxes.numpy(), names, masks=masks.bits.numpy(), min_side_px=min_side_px)
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -156,5 +193,9 @@ def test_invalid_arguments_are_errors() -> None:
         draw_instances(grey(), box, ["a", "b"])
     with pytest.raises(ValueError, match=r"must be bool \(1, 90, 120\)"):
         draw_instances(grey(), box, ["a"], masks=np.zeros((1, 4, 4), dtype=bool))
+    with pytest.raises(ValueError, match=r"masks are bool \(1, 4, 4\), but must be bool \(1, 90, 120\)"):
+        draw_instances(grey(), box, ["a"], masks=BitMasks(torch.zeros(1, 4, 4, dtype=torch.bool)))
+    with pytest.raises(ValueError, match=r"masks are uint8 .*, but must be bool \(1, 90, 120\)"):
+        draw_instances(grey(), box, ["a"], masks=np.zeros((1, H, W), dtype=np.uint8))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"boxes \[0\] are not finite"):
         draw_instances(grey(), box * np.nan, ["a"])
