@@ -62,7 +62,7 @@ def read_image(path: str | PathLike[str], *, max_pixels: int | None = None) -> n
             f"{path} is too large ({error}): shrink it, cut it into tiles, or if you trust it and have the memory, "
             "give the array of heads.images.read_image(path, max_pixels=...)"
         ) from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # for damaged files, Pillow's codecs raise errors of any type
         what, fix = _problem(path, error)
         raise UnreadableImage(f"{path} cannot be read as an image ({what}): {fix}") from error
 
@@ -89,17 +89,20 @@ def _open(file: BinaryIO, max_pixels: int | None) -> Image.Image:
 
 def _problem(path: Path, error: Exception) -> tuple[str, str]:
     """What keeps a file from being read, and what to do."""
-    fix = "replace or remove it"
+    from PIL import UnidentifiedImageError
+
+    fix, reason = "replace or remove it", str(error) or type(error).__name__
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
     except OSError:  # the error itself: no permission, a disk that fails
-        return str(error), fix
+        return reason, fix
     kind = file_kind(head)
-    if kind is None:
-        return f"its content is of no known kind of image; {error}", fix
-    if kind.is_image:
-        return f"it begins as {kind.what} but is incomplete or damaged, {path.stat().st_size:,} bytes; {error}", fix
+    if kind is not None and kind.is_image:
+        size = path.stat().st_size
+        return f"it begins as {kind.what} but is incomplete, damaged or unusual; {size:,} bytes; {reason}", fix
+    if kind is None or not isinstance(error, UnidentifiedImageError):
+        return reason, fix
     begins = f" which begins {beginning(head)}" if kind in (HTML, XML, JSON, TEXT) else ""
     return f"it is {kind.what}{begins}", kind.fix or fix
 

@@ -100,7 +100,7 @@ def _text_kind(head: bytes) -> FileKind | None:
     try:
         characters = head[:HEAD_BYTES].decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:  # not a character that the end of the head cuts
+        if error.reason != "unexpected end of data":  # which a character at the end of the head gives
             return None
         characters = head[: error.start].decode("utf-8-sig")
     return TEXT if all(c.isprintable() or c in "\t\r\n\f" for c in characters) else None
