@@ -17,7 +17,9 @@ import pytest
 from tools import cli
 from tools.config.classification import ClassifierRunConfig
 from tools.config.detection import RunConfig
-from tools.config.settings import load, settings
+from tools.config.settings import settings
+from tools.data.shapes import generate_shapes
+from tools.jobs.detection import training_config
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -86,11 +88,20 @@ def parsed_arguments(name: str, words: list[str], monkeypatch: pytest.MonkeyPatc
     return exception.value.args[0]
 
 
-def test_readme_training_command_gives_a_valid_configuration() -> None:
-    (words,) = [c.words for c in commands() if c.location.startswith("README") and c.words.count("--set") > 3]
-    overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
-    config = load(RunConfig, ROOT / words[2], overrides)
-    assert config.data.train is not None and config.schedule.auto_scale and config.train.batch_size == 4
+def test_readme_training_command_gives_a_valid_plan(
+    tmp_path: Path, imagenet_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate_shapes(tmp_path / "photos", train_images=8, val_images=2, side_px=128, seed=3, workers=1)
+    (words,) = [c.words for c in commands() if c.location.startswith("README") and "--weights" in c.words]
+    arguments = parsed_arguments("train_det", words[2:], monkeypatch)
+    assert arguments.config is None and arguments.data == Path("photos") and arguments.set == []
+    weights = str(imagenet_weights / arguments.weights)
+    config = training_config(None, tmp_path / arguments.data, weights)
+    assert (
+        config.data.folder == tmp_path / "photos"
+        and config.backbone_weights == weights
+        and config.model.mask is not None
+    )
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "tools").glob("*.py")))

@@ -5,7 +5,6 @@ python tools/train_cls.py CONFIG [--resume | --overwrite] [--set a.b=c ...]
 Several GPUs: torchrun --nproc-per-node 8 tools/train_cls.py CONFIG. A run is written to its folder (`out`):
 
   config.yaml           every setting of the run
-  config.STEP.yaml      the settings up to that step, if --resume changed any
   data.txt              number of training images of every class
   weights.txt           which tensors were loaded, and which start at initial values
   training_images.png   augmented training images with their classes
@@ -18,6 +17,7 @@ Several GPUs: torchrun --nproc-per-node 8 tools/train_cls.py CONFIG. A run is wr
 
 build_backbone(weights=...) and backbone_weights in the configuration of a detector take the folder, or one of its two
 weight files.
+If --resume changes settings, config.STEP.yaml keeps those up to that step.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ Several GPUs: torchrun --nproc-per-node 8 tools/train_det.py CONFIG
 A run is written to its folder (`out`):
 
   config.yaml           every setting of the run
-  config.STEP.yaml      the settings up to that step, if --resume changed any
   data.txt              summary of the training split
   weights.txt           which tensors were loaded, and which start at initial values
   training_images.png   augmented training images with their ground truth
@@ -25,6 +24,7 @@ A run is written to its folder (`out`):
   predictions.png       validation images with detections
 
 The last three need data.val. Commands that get the folder use model.safetensors, or before the last step last.pt.
+If --resume changes settings, config.STEP.yaml keeps those up to that step.
 """
 
 from __future__ import annotations

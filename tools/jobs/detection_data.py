@@ -103,12 +103,12 @@ def load_data(config: RunConfig, *, train: bool = True, val: bool = True, masks:
     settings = config.data
     masks = config.model.mask is not None if masks is None else masks
     sources, notes = _sources(config)
-    if sources.train is None and (train or sources.val is None):
+    if sources.train is None and train:
         raise InvalidValue(
             "there is nothing to train on: set data.train.images and data.train.annotations, or data.folder"
-            if train
-            else "there is nothing to score on: set data.val.images and data.val.annotations, or data.folder"
         )
+    if sources.train is None and sources.val is None:
+        raise InvalidValue("there is nothing to score on: set data.val.images and data.val.annotations, or data.folder")
     fraction = settings.val_fraction or (VAL_FRACTION if settings.folder is not None else None)
     makes_split = sources.val is None and fraction is not None
     loaded: dict[str, CocoData] = {}
