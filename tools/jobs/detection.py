@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 from rich.console import Console
-from rich.progress import track
 
 from heads.detector import RCNN
-from heads.images import read_image
-from heads.predictor import Predictor
 from resnet_backbone.errors import InvalidValue, MissingFile
 from tools.config.detection import RunConfig, load_config
 from tools.console import CONSOLE
 from tools.data.coco import CocoData
-from tools.devices import pick_device, pick_precision
+from tools.devices import pick_device
 from tools.evaluation.scores import Scores
 from tools.evaluation.table import scores_table
 from tools.report.curves import write_loss_curve
@@ -29,16 +23,18 @@ from tools.report.summary import data_summary_table
 
 from . import runs
 from .detection_data import Data, load_data, load_train, load_val
-from .detection_pictures import detections_to_json, draw_detections, write_prediction_page, write_training_page
+from .detection_pictures import write_prediction_page, write_training_page
 from .detection_scores import Predicted, predict_results, score, write_scores
 from .detection_setup import make_detector, open_detector, training_images
 from .plan import plan_for_folder, weight_settings, yaml_text
+from .prediction import Prediction, UnreadableImages, predict
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = [
     "Prediction",
+    "UnreadableImages",
     "evaluate",
     "load_data",
     "load_run_config",
@@ -52,8 +48,6 @@ __all__ = [
     "training_config",
     "training_images",
 ]
-
-PICTURE_SIDE_PX = 480
 
 
 def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> RCNN:
@@ -205,70 +199,6 @@ def evaluate(
     scores = score(detector, predicted, data, config)
     write_scores(run_folder(run_or_weights) if out is None else Path(out), predicted.results, scores)
     return scores
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What `predict` wrote for one image.
-
-    Attributes:
-        image: the image file.
-        picture: the image with its detections.
-        json: the detections, also those that were not drawn.
-        drawn: number of detections in the picture.
-    """
-
-    image: Path
-    picture: Path
-    json: Path
-    drawn: int
-
-
-def predict(
-    run_or_weights: str | PathLike[str],
-    images: Sequence[str | PathLike[str]],
-    *,
-    out: str | PathLike[str],
-    min_score: float = 0.5,
-    device: str = "auto",
-    precision: str = "fp32",
-) -> list[Prediction]:
-    """Detect objects in image files; write a picture and a JSON file for each.
-
-    Args:
-        run_or_weights: the folder of a run, or a file, as for `load_detector`.
-        images: the image files.
-        out: folder for the pictures and JSON files; it is made.
-        min_score: detections with a lower score are not drawn, 0..1.
-        device: "auto" (CUDA if available), "cpu" or "cuda".
-        precision: "auto", "fp32", "bf16" or "fp16".
-
-    Returns:
-        What was written, by image.
-
-    Raises:
-        UserError: as for `load_detector`, `pick_device` and `pick_precision`.
-        UnreadableImage: a file is missing, damaged or no image; those before it were written.
-    """
-    device = pick_device(device)
-    detector = open_detector(run_or_weights).to(device)
-    predictor = Predictor(detector, precision=pick_precision(precision, device))
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    predictions = []
-    for path in track([Path(p) for p in images], "predict", console=CONSOLE, disable=not CONSOLE.is_terminal):
-        image = read_image(path)
-        detections = predictor([image])[0]
-        picture = folder / f"{path.stem}.png"
-        drawing = draw_detections(
-            image, detections, detector.class_names, min_score=min_score, min_side_px=PICTURE_SIDE_PX
-        )
-        Image.fromarray(drawing).save(picture)
-        content = detections_to_json(path, image, detections, detector.class_names)
-        picture.with_suffix(".json").write_text(json.dumps(content) + "\n", encoding="utf-8")
-        drawn = int((detections.scores >= min_score).sum())
-        predictions.append(Prediction(path, picture, picture.with_suffix(".json"), drawn))
-    return predictions
 
 
 def _show_data(splits: Data, config: RunConfig) -> None:

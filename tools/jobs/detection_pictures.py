@@ -53,12 +53,12 @@ def draw_detections(
 
 
 def detections_to_json(
-    path: Path, image: np.ndarray, detections: Detections, class_names: tuple[str, ...]
+    path: Path | str, image: np.ndarray, detections: Detections, class_names: tuple[str, ...]
 ) -> dict[str, Any]:
     """Convert the detections of one image to plain values.
 
     Args:
-        path: the file of the image.
+        path: the file of the image, or its URL.
         image: (H, W, 3) uint8 RGB, upright.
         detections: R detections in pixels of the image, on the CPU.
         class_names: names of the classes, in the order of the labels.
