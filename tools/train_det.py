@@ -22,9 +22,10 @@ A run is written to its folder (`out`):
   loss_curve.png        metrics.jsonl as a plot
   results.json          detections on the validation split, in COCO's format
   scores.json           their COCO scores
+  evaluated.json        what the two are of: eval_det.py does not replace them by those of another evaluation
   predictions.png       validation images with detections
 
-The last three need data.val. Commands that get the folder use model.safetensors, or before the last step last.pt.
+The last four need data.val. Commands that get the folder use model.safetensors, or before the last step last.pt.
 """
 
 from __future__ import annotations
