@@ -4,6 +4,7 @@ python tools/eval_cls.py RUN_OR_WEIGHTS [CONFIG] [--set a.b=c ...]
 
 Prints and writes top-1 and top-5 accuracy, with one crop, ten crops, or the whole image at several scales (eval.crops).
 Weights of other projects (torchvision, timm, the published CIFAR nets) need a CONFIG that names their net.
+evaluated.json notes what was scored: scores of other weights, data or settings are not overwritten without --overwrite.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ def main() -> int:
         "config", metavar="CONFIG", type=Path, nargs="?", help="YAML file of settings; default: config.yaml of the run"
     )
     parser.add_argument("--out", type=Path, help="folder for scores.json; default: the folder of the run")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace scores of other weights, data or settings in that folder"
+    )
     args = parser.parse_args()
     run = Path(args.weights) if Path(args.weights).is_dir() else None
     if args.config is None and run is None:
@@ -42,11 +46,11 @@ def main() -> int:
             f"{args.weights} is not the folder of a run and has no config.yaml: name a CONFIG after the weights"
         )
     config = load_config(args.config or Path(args.weights) / "config.yaml", args.set)
-    scores = classification.evaluate(args.weights, config)
+    out = args.out or run
+    scores = classification.evaluate(args.weights, config, out=out, overwrite=args.overwrite)
     CONSOLE.print(classes_table(scores, f"{args.weights}, {config.eval.crops}"))
-    if (out := args.out or run) is not None:
-        written = classification.write_scores(out, scores, config.eval.crops)
-        CONSOLE.print(f"written: {written}", markup=False)
+    if out is not None:
+        CONSOLE.print(f"written: {classification.scores_path(out, config.eval.crops)}", markup=False)
     return 0
 
 

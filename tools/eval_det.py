@@ -3,6 +3,7 @@
 python tools/eval_det.py RUN_OR_WEIGHTS [CONFIG] [--set a.b=c ...]
 
 Writes results.json (COCO's result format) and scores.json, and prints the twelve figures and AP by category.
+evaluated.json notes what they are of: those of other weights, data or settings are not overwritten without --overwrite.
 """
 
 from __future__ import annotations
@@ -33,10 +34,13 @@ def main() -> int:
         "config", type=Path, nargs="?", metavar="CONFIG", help="YAML file of settings; default: config.yaml of the run"
     )
     parser.add_argument("--out", type=Path, help="folder for the two files; default: the folder of the run")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace scores of other weights, data or settings in that folder"
+    )
     args = parser.parse_args()
     config = detection.load_run_config(args.weights, args.config, args.set)
     out = args.out or detection.run_folder(args.weights)
-    scores = detection.evaluate(args.weights, config, out=out)
+    scores = detection.evaluate(args.weights, config, out=out, overwrite=args.overwrite)
     CONSOLE.print(scores_table(scores))
     CONSOLE.print(f"written: {out}/scores.json and results.json", markup=False)
     return 0

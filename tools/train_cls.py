@@ -14,6 +14,7 @@ Several GPUs: torchrun --nproc-per-node 8 tools/train_cls.py CONFIG. A run is wr
   model.safetensors     the trained classifier with a certificate, after the last step
   loss_curve.png        metrics.jsonl as a plot
   scores.json           scores on the validation split (needs data.val)
+  evaluated.json        what they are of: eval_cls.py does not replace them by those of another evaluation
 
 build_backbone(weights=...) and backbone_weights in the configuration of a detector take the folder, or one of its two
 weight files.

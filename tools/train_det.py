@@ -21,10 +21,15 @@ A run is written to its folder (`out`):
   loss_curve.png        metrics.jsonl as a plot
   results.json          detections on the validation split, in COCO's format
   scores.json           their COCO scores
+  evaluated.json        what the two are of: eval_det.py does not replace them by those of another evaluation
   predictions.png       validation images with detections
 
+<<<<<<< HEAD
 The last three need data.val. Commands that get the folder use model.safetensors, or before the last step last.pt.
 If --resume changes settings, config.STEP.yaml keeps those up to that step.
+=======
+The last four need data.val. Commands that get the folder use model.safetensors, or before the last step last.pt.
+>>>>>>> 127662f754309e9f7ff2312aae8513f0941d6960
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from tools.data.loader import BatchPlan, TrainingImages
 from tools.devices import pick_device, pick_precision
 from tools.evaluation.multi_crop import CropRule, probabilities, scorer
 from tools.evaluation.topk import ClassScores, classes_table, score_labels
+from tools.files import write_text
 from tools.report.curves import write_loss_curve
 from tools.report.page import write_page
 from tools.report.summary import classes_summary_table
@@ -33,6 +35,7 @@ from .classification_setup import (
     make_classifier,
     training_images,
 )
+from .evaluated import Evaluation, check_scores, evaluation_of_classifier, record_scores
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -44,6 +47,7 @@ __all__ = [
     "load_val",
     "make_classifier",
     "predict",
+    "scores_path",
     "train",
     "training_images",
     "write_scores",
@@ -98,22 +102,39 @@ def train(config: ClassifierRunConfig, *, resume: bool = False, overwrite: bool 
     return net
 
 
-def evaluate(weights: Weights, config: ClassifierRunConfig) -> ClassScores:
+def evaluate(
+    weights: Weights,
+    config: ClassifierRunConfig,
+    *,
+    out: str | PathLike[str] | None = None,
+    overwrite: bool = False,
+) -> ClassScores:
     """Score a classifier on the validation split.
 
     Args:
         weights: as for `load_classifier`.
         config: the settings; `data.val`, `input` and `eval` are used, and what `load_classifier` uses.
+        out: folder to write the scores to, as `write_scores`; None writes nothing.
+        overwrite: replace the scores of another evaluation (other weights, data or settings). Those of the same one
+            are always replaced.
 
     Returns:
         The scores.
 
     Raises:
+        AlreadyExists: the folder holds the scores of another evaluation. Nothing was predicted.
         UserError: as for `load_val`, `load_classifier` and `predict`.
     """
     data = load_val(config)
-    net = load_classifier(weights, config, data.class_names)
-    return score_labels(*predict(net.to(pick_device(config.train.device)), data, config), data.class_names)
+    net = load_classifier(weights, config, data.class_names).to(pick_device(config.train.device))
+    evaluation = None if out is None else evaluation_of_classifier(net, data, config)
+    if out is not None and evaluation is not None:
+        names = [scores_path(Path(out), config.eval.crops).name]
+        check_scores(Path(out), names, evaluation, overwrite=overwrite)
+    scores = score_labels(*predict(net, data, config), data.class_names)
+    if out is not None:
+        write_scores(Path(out), scores, config.eval.crops, evaluation)
+    return scores
 
 
 def predict(
@@ -160,20 +181,36 @@ def predict(
     return torch.cat(parts), labels
 
 
-def write_scores(folder: Path, scores: ClassScores, crops: str) -> Path:
+def scores_path(folder: Path, crops: str) -> Path:
+    """The file for scores.
+
+    Args:
+        folder: its folder.
+        crops: the setting `eval.crops`.
+
+    Returns:
+        scores.json for "1-crop", otherwise scores_10-crop.json or scores_multi-scale.json.
+    """
+    return folder / ("scores.json" if crops == "1-crop" else f"scores_{crops}.json")
+
+
+def write_scores(folder: Path, scores: ClassScores, crops: str, evaluation: Evaluation | None = None) -> Path:
     """Write scores as JSON.
 
     Args:
         folder: where to; it is made.
         scores: the scores.
         crops: the setting `eval.crops`.
+        evaluation: what was evaluated; it is noted in evaluated.json.
 
     Returns:
-        The file: scores.json for "1-crop", otherwise scores_10-crop.json or scores_multi-scale.json.
+        The file, as `scores_path`.
     """
-    path = folder / ("scores.json" if crops == "1-crop" else f"scores_{crops}.json")
+    path = scores_path(folder, crops)
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"crops": crops, **scores.to_json()}, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps({"crops": crops, **scores.to_json()}, indent=1) + "\n")
+    if evaluation is not None:
+        record_scores(folder, [path.name], evaluation)
     return path
 
 
@@ -185,7 +222,7 @@ def _score_in_training(
     def score(parts: list[Any]) -> runs.Figures:
         labels = [label for _, labels in parts for label in labels]
         scores = score_labels(torch.cat([part for part, _ in parts]), labels, data.class_names)
-        write_scores(config.out, scores, config.eval.crops)
+        write_scores(config.out, scores, config.eval.crops, evaluation_of_classifier(net, data, config))
         console.print(classes_table(scores, f"{scores.images:,} images, {config.eval.crops}"))
         return {"error": scores.error, "error_top5": 1 - scores.top5 / scores.images, "loss": scores.cross_entropy}
 

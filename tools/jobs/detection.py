@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from heads.detector import RCNN
+from heads.files import load_detector, read_detector
 from resnet_backbone.errors import InvalidValue, MissingFile
 from tools.config.detection import RunConfig, load_config
 from tools.console import CONSOLE
@@ -24,8 +25,9 @@ from tools.report.summary import data_summary_table
 from . import runs
 from .detection_data import Data, load_data, load_train, load_val
 from .detection_pictures import write_prediction_page, write_training_page
-from .detection_scores import Predicted, predict_results, score, write_scores
+from .detection_scores import SCORE_FILES, Predicted, predict_results, score, write_scores
 from .detection_setup import make_detector, open_detector, training_images
+from .evaluated import check_scores, evaluation_of_detector
 from .plan import plan_for_folder, weight_settings, yaml_text
 from .prediction import Prediction, UnreadableImages, predict
 
@@ -174,7 +176,11 @@ def load_run_config(
 
 
 def evaluate(
-    run_or_weights: str | PathLike[str], config: RunConfig | None = None, *, out: str | PathLike[str] | None = None
+    run_or_weights: str | PathLike[str],
+    config: RunConfig | None = None,
+    *,
+    out: str | PathLike[str] | None = None,
+    overwrite: bool = False,
 ) -> Scores:
     """Score a detector on the validation split, and write results.json and scores.json.
 
@@ -183,21 +189,30 @@ def evaluate(
         config: the settings; `data.val`, `eval`, `train.device` and `train.precision` are used. None for those of the
             run.
         out: folder for the two files; None for the folder of the run.
+        overwrite: replace the scores of another evaluation (other weights, data or settings). Those of the same one
+            are always replaced.
 
     Returns:
         The scores of boxes and, for a detector with a mask head, of masks.
 
     Raises:
+        AlreadyExists: the folder holds the scores of another evaluation. Nothing was predicted.
         UserError: as for `load_run_config`, `load_detector`, `load_val` and `predict_results`.
     """
     if config is None:
         config = load_run_config(run_or_weights)
-    detector = open_detector(run_or_weights).to(pick_device(config.train.device))
+    file = read_detector(run_or_weights)
+    runs.note_missing_certificate(file)
+    detector, recipe = load_detector(file)
+    detector.to(pick_device(config.train.device))
     data = load_val(config, masks="mask" in detector.instance_heads)
     Data(None, data).say(CONSOLE)
+    folder = run_folder(run_or_weights) if out is None else Path(out)
+    evaluation = evaluation_of_detector(detector, recipe, data, config)
+    check_scores(folder, SCORE_FILES, evaluation, overwrite=overwrite)
     predicted = predict_results(detector, data, config)
     scores = score(detector, predicted, data, config)
-    write_scores(run_folder(run_or_weights) if out is None else Path(out), predicted.results, scores)
+    write_scores(folder, predicted.results, scores, evaluation)
     return scores
 
 
@@ -221,7 +236,8 @@ def _score_in_training(
     def score_all(parts: list[Any]) -> runs.Figures:
         predicted = Predicted.joined(parts)
         scores = score(detector, predicted, data, config)
-        write_scores(config.out, predicted.results, scores)
+        evaluation = evaluation_of_detector(detector, config.model, data, config)
+        write_scores(config.out, predicted.results, scores, evaluation)
         console.print(scores_table(scores))
         return {
             f"{kind}/{name}": kinds.figures[name] for kind, kinds in scores.kinds.items() for name in ("AP", "AP50")

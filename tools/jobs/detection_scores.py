@@ -22,8 +22,12 @@ from tools.devices import pick_precision
 from tools.evaluation.classes import match_categories
 from tools.evaluation.results import coco_results, write_results
 from tools.evaluation.scores import Scores, score_coco
+from tools.files import write_text
 
 from . import runs
+from .evaluated import Evaluation, record_scores
+
+SCORE_FILES = ("results.json", "scores.json")
 
 
 @dataclass(frozen=True)
@@ -120,13 +124,18 @@ def score(detector: RCNN, predicted: Predicted, data: CocoData, config: RunConfi
     )
 
 
-def write_scores(folder: Path, results: Sequence[dict[str, Any]], scores: Scores) -> None:
+def write_scores(
+    folder: Path, results: Sequence[dict[str, Any]], scores: Scores, evaluation: Evaluation | None = None
+) -> None:
     """Write results.json, in COCO's format, and scores.json.
 
     Args:
         folder: where to; it is made.
         results: what was scored.
         scores: the scores.
+        evaluation: what was evaluated; it is noted in evaluated.json.
     """
     write_results(folder / "results.json", results)
-    (folder / "scores.json").write_text(json.dumps(scores.to_json(), indent=1) + "\n", encoding="utf-8")
+    write_text(folder / "scores.json", json.dumps(scores.to_json(), indent=1) + "\n")
+    if evaluation is not None:
+        record_scores(folder, SCORE_FILES, evaluation)
