@@ -24,12 +24,8 @@ A run is written to its folder (`out`):
   evaluated.json        what the two are of: eval_det.py does not replace them by those of another evaluation
   predictions.png       validation images with detections
 
-<<<<<<< HEAD
-The last three need data.val. Commands that get the folder use model.safetensors, or before the last step last.pt.
-If --resume changes settings, config.STEP.yaml keeps those up to that step.
-=======
 The last four need data.val. Commands that get the folder use model.safetensors, or before the last step last.pt.
->>>>>>> 127662f754309e9f7ff2312aae8513f0941d6960
+If --resume changes settings, config.STEP.yaml keeps those up to that step.
 """
 
 from __future__ import annotations
