@@ -13,10 +13,7 @@ A check passes (yes), passes but deserves a look (look), or fails (NO). The exit
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -24,6 +21,10 @@ if __name__ == "__main__":
     from tools import interrupts
 
     interrupts.watch()  # the imports below take seconds
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
 
 from rich.markup import escape
 from rich.table import Table

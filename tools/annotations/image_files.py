@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 import numpy as np
+from PIL import Image
 
 from .findings import Findings
 
@@ -154,14 +155,27 @@ def header_sizes(paths: Sequence[Path | None]) -> np.ndarray:
 
 
 def _header_size(path: Path | None) -> tuple[int, int]:
-    from PIL import Image
-
     if path is None:
         return 0, 0
     try:
         with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(EXIF_ORIENTATION) in TURNED
+            width, height = upright_size(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return 0, 0
-    return (width, height) if turned else (height, width)
+    return height, width
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """The size of an opened image after its EXIF orientation. The pixels are not decoded.
+
+    Args:
+        image: an image that Pillow has opened. An orientation behind the pixels of a PNG is not seen: Pillow would
+            decode the whole file to find it.
+
+    Returns:
+        Width and height, pixels.
+    """
+    width, height = image.size
+    has_exif = image.format != "PNG" or "exif" in image.info
+    turned = has_exif and image.getexif().get(EXIF_ORIENTATION) in TURNED
+    return (height, width) if turned else (width, height)

@@ -194,7 +194,7 @@ class RunConfig(CommonConfig):
             return base
         replaced = {"train", "val"} if new.get("folder") is not None else set[str]()
         train = new.get("train")
-        if isinstance(train, Mapping) and ("images" in train or "annotations" in train) and "val" not in new:
+        if isinstance(train, Mapping) and "images" in train and "val" not in new:
             replaced.add("val")
         if "train" in new or "val" in new:
             replaced.add("folder")

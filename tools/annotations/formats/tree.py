@@ -19,6 +19,8 @@ from PIL import Image
 
 from resnet_backbone.errors import InvalidValue, MissingFile
 
+from ..image_files import upright_size
+
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".ppm", ".pgm", ".pnm", ".tif", ".tiff", ".gif")
 )
@@ -35,8 +37,6 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
-EXIF_ORIENTATION = 0x0112
-TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 @dataclass
@@ -121,12 +121,9 @@ class Tree:
         if path not in self._sizes:
             try:
                 with Image.open(self.root / path) as image:
-                    width, height = image.size
-                    if image.getexif().get(EXIF_ORIENTATION) in TURNED:
-                        width, height = height, width
+                    self._sizes[path] = upright_size(image)
             except Image.DecompressionBombError as error:
                 raise OSError(str(error)) from error
-            self._sizes[path] = width, height
         return self._sizes[path]
 
 
