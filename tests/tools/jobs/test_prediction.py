@@ -42,7 +42,7 @@ AWKWARD = (
 )
 
 if sys.platform == "linux":
-    AWKWARD += (os.fsdecode(b"caf\xe9.jpg"),)  # no UTF-8
+    AWKWARD += (os.fsdecode(b"\xe9t\xe9.jpg"),)  # no UTF-8
 
 
 @pytest.fixture(scope="module")
