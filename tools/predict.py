@@ -15,7 +15,6 @@ that cannot be read are listed at the end; the others are predicted, and the exi
 
 from __future__ import annotations
 
-import io
 import sys
 from pathlib import Path
 
@@ -24,6 +23,8 @@ if __name__ == "__main__":
     from tools import interrupts
 
     interrupts.watch()  # the imports below take seconds
+
+from io import TextIOWrapper
 
 from tools import cli
 from tools.console import CONSOLE
@@ -48,7 +49,7 @@ def main() -> int:
         "--overwrite", action="store_true", help="replace earlier predictions in DIR; other files are never replaced"
     )
     args = parser.parse_args()
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names that the terminal cannot show
 
     def report(prediction: detection.Prediction) -> None:

@@ -322,7 +322,7 @@ def test_wrong_files_are_errors_of_eval_cls_and_analyse(run: Path, cls_yaml: Pat
         ),
         (
             eval_cls,
-            [run, "--set", f"data.val={{images: {broken}, part: test, class_index: {index}}}"],
+            [run, "--out", broken, "--set", f"data.val={{images: {broken}, part: test, class_index: {index}}}"],
             "cannot be read as an image",
         ),
         (eval_cls, [run, "--set", "data.val=null"], "nothing to score on: set data.val.images"),

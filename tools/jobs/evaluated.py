@@ -193,7 +193,7 @@ def _digest(values: Any, *more: Any) -> str:
     for value in (values, *more):
         if isinstance(value, np.ndarray):
             digest.update(f"{value.dtype} {value.shape} ".encode())
-            digest.update(np.ascontiguousarray(value).tobytes())
+            digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
         else:
             digest.update(json.dumps(value, sort_keys=True, default=str).encode())
     return digest.hexdigest()

@@ -238,15 +238,14 @@ def _downloaded(url: str) -> Iterator[Path]:
                 urllib.request.urlopen(_request(url), timeout=TIMEOUT_S) as answer,
                 open(path, "wb") as file,
             ):
+                length = answer.headers.get("Content-Length") or ""
+                expected = int(length) if length.isdigit() else None
                 size = 0
+                _check_size(url, expected or 0)
                 while part := answer.read(1 << 20):
                     size += len(part)
-                    if size > MAX_DOWNLOAD_BYTES:
-                        raise UnreadableImage(
-                            f"{url} is larger than {MAX_DOWNLOAD_BYTES // 1_000_000} MB: download it, and give the file"
-                        )
+                    _check_size(url, size)
                     file.write(part)
-                expected = answer.headers.get("Content-Length")
         except UnreadableImage:
             raise
         except (OSError, HTTPException, ValueError) as error:
@@ -257,12 +256,20 @@ def _downloaded(url: str) -> Iterator[Path]:
             raise UnreadableImage(
                 f"{url} cannot be downloaded ({code}{reason}): correct the address, or download it and give the file"
             ) from error
-        if expected is not None and expected.isdigit() and int(expected) != size:
+        if expected is not None and expected != size:
             raise UnreadableImage(
-                f"{url}: the connection ended after {size:,} of {int(expected):,} bytes: start again, or download it "
-                "and give the file"
+                f"{url}: the connection ended after {size:,} of {expected:,} bytes: start again, or download it and "
+                "give the file"
             )
         yield path
+
+
+def _check_size(url: str, size: int) -> None:
+    """Refuse a file that is larger than an image to predict can be. `size`: bytes."""
+    if size > MAX_DOWNLOAD_BYTES:
+        raise UnreadableImage(
+            f"{url} is larger than {MAX_DOWNLOAD_BYTES // 1_000_000} MB: download it, and give the file"
+        )
 
 
 def _request(url: str) -> urllib.request.Request:
