@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,10 @@ from heads import DETECTORS, BitMasks, DetectorRecipe, ImageBatch, ImageSize, Ma
 from heads.masks import polygons_from
 
 ROOT = Path(__file__).resolve().parents[1]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # as in the background of a shell: commands that tests start would inherit it, and could not be stopped by Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Every worker gets an equal share of the cores; processes that tests start inherit it through OMP_NUM_THREADS.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 from tools import cli
 from tools.config.detection import RunConfig, load_config
+from tools.data.coco import CocoData, ImageRecord
 from tools.data.shapes import generate_shapes
 
 
@@ -25,6 +27,23 @@ class Said(NamedTuple):
     code: Any
     out: str
     err: str
+
+
+@dataclass(frozen=True)
+class GivenRecords:
+    """A split of records that a test has made."""
+
+    records: tuple[ImageRecord, ...]
+    category_ids: tuple[int | str, ...]
+    class_names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, records: Iterable[ImageRecord], data: CocoData) -> Any:
+        """The records with the classes of a split; typed as Any, to stand in for `CocoData`."""
+        return cls(tuple(records), data.category_ids, data.class_names)
+
+    def wide(self) -> list[bool]:
+        return [record.size.width > record.size.height for record in self.records]
 
 
 @pytest.fixture

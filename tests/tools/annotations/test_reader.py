@@ -56,9 +56,9 @@ def objects(*changes: dict[str, Any]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "is empty"),
+        (b"", "is an empty file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git-lfs pointer.*git lfs pull"),
-        (b"<!DOCTYPE html><html>", "web page"),
+        (b"<!DOCTYPE html><html>", "is an HTML page"),
         (b"PK\x03\x04abc", "archive"),
         (b'{"images": [', "is not complete JSON"),
         (b"[" * 100_000, "is not complete JSON"),

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from heads.images import UnreadableImage
 from heads.structures import ImageSize
 from resnet_backbone.errors import InvalidValue, UserError
+from tests.tools.conftest import GivenRecords
 from tests.tools.engine.tiny_training import Tiny
-from tools.data.coco import CocoData, ImageRecord
+from tools.data.coco import ImageRecord
 from tools.data.guard import Failed, UnusableSample, WorkerTraceback, augment_record, read_record
 from tools.data.labelled import LabelledImage
 from tools.data.loader import BatchPlan, Draw, TrainingImages, make_loader, read_checked
@@ -58,10 +59,10 @@ class Fails:
         raise self.error
 
 
-def first(tiny: Tiny, **changes: Any) -> CocoData:
+def first(tiny: Tiny, **changes: Any) -> Any:
     """The training split with a first record that has these fields."""
     data = detection.load_train(tiny())
-    return replace(data, records=(replace(data.records[0], **changes), *data.records[1:]))
+    return GivenRecords.of([replace(data.records[0], **changes), *data.records[1:]], data)
 
 
 def load_all(images: TrainingImages, workers: int) -> list[Any]:
@@ -93,8 +94,9 @@ def test_an_outline_that_pycocotools_cannot_read_is_named_with_its_object(worker
     size = [record.size.height, record.size.width]
     good, bad = {"size": size, "counts": [0, size[0] * size[1]]}, {"size": size, "counts": ["many"]}
     broken = replace(record, segmentations=(good, bad, *[good] * (len(record.boxes) - 2)))
-    images = detection.training_images(tiny(), replace(data, records=(broken,) * 4))
-    pattern = rf"{record.path} \(image {record.image_id}\), object 2 of {len(record.boxes)} \(box .*cannot be augmented"
+    images = detection.training_images(tiny(), GivenRecords.of([broken] * 4, data))
+    place = rf"{record.path} \(image {record.image_id}\), annotation {record.object_ids[1]}, object 2"
+    pattern = rf"{place} of {len(record.boxes)} \(box .*cannot be augmented"
     with pytest.raises(UserError, match=pattern) as raised:
         load_all(images, workers)
     assert "Traceback" not in str(raised.value) and "DataLoader" not in str(raised.value)
@@ -104,7 +106,7 @@ def test_an_outline_that_pycocotools_cannot_read_is_named_with_its_object(worker
 def test_a_box_that_albumentations_refuses_is_named(workers: int, tiny: Tiny) -> None:
     boxes = detection.load_train(tiny()).records[0].boxes
     data = first(tiny, boxes=boxes[:, [2, 3, 0, 1]])
-    images = detection.training_images(tiny("model.mask=null"), replace(data, records=data.records[:1] * 4))
+    images = detection.training_images(tiny("model.mask=null"), GivenRecords.of(data.records[:1] * 4, data))
     with pytest.raises(
         UnusableSample, match=rf"{data.records[0].path} .*object 1 of .*cannot be augmented \(ValueError"
     ):
@@ -179,7 +181,7 @@ def test_ctrl_c_in_the_terminal_does_not_reach_loader_processes(tiny: Tiny) -> N
 
 def test_objects_are_not_blamed_for_an_image_that_fails_without_them() -> None:
     size = ImageSize(height=4, width=4)
-    record = ImageRecord(1, __file__, size, np.array([[0.0, 0, 2, 2]]), np.array([0]), (None,), 0)  # type: ignore[arg-type]
+    record = ImageRecord(1, __file__, size, np.array([[0.0, 0, 2, 2]]), np.array([0]), (None,), (1,), 0)  # type: ignore[arg-type]
     with pytest.raises(UnusableSample) as raised:
         augment_record(Fails(ValueError("no")), np.zeros((4, 4, 3), np.uint8), record, 0)
     assert "object" not in str(raised.value)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from heads import BitMasks, ImageBatch, ImageSize, Targets
+from tests.tools.conftest import GivenRecords
 from tests.tools.engine.tiny_training import Tiny, finite_checkpoint, lines, make_trainer, max_difference, run, start_of
-from tools.data.coco import CocoData
 from tools.data.loader import Batch
 from tools.devices import pick_device, pick_precision
 from tools.engine.train import NonFiniteLoss, make_accelerator
@@ -91,7 +91,7 @@ def test_gradients_add_up_over_accumulated_batches(tiny: Tiny, tmp_path: Path) -
     small = *PLAIN, "schedule.iters=2", "optimiser.momentum=0", "optimiser.lr=0.0005"
     data = detection.load_train(tiny(*small))
     record = next(r for r in data.records if len(r.boxes) >= 3)
-    four = CocoData((record,) * 4, data.category_ids, data.class_names, {})
+    four = GivenRecords.of([record] * 4, data)
     whole = run(tiny(*small, f"out={tmp_path / 'whole'}"), data=four)
     parts = run(tiny(*small, f"out={tmp_path / 'parts'}", "train.accumulate=2"), data=four)
     start = start_of(tiny(*small), data)
@@ -107,7 +107,7 @@ def test_the_proposal_losses_of_four_images_add_up_from_two_and_two(tiny: Tiny, 
     small = *PLAIN, "schedule.iters=1", "train.group_by_aspect=false", "optimiser.momentum=0"
     data = detection.load_train(tiny(*small))
     square = [r for r in data.records if len(r.boxes) >= 2 and r.size.width == r.size.height]
-    four = CocoData(tuple(square[:4]), data.category_ids, data.class_names, {})
+    four = GivenRecords.of(square[:4], data)
     whole = run(tiny(*small, f"out={tmp_path / 'whole'}"), data=four)
     parts = run(tiny(*small, f"out={tmp_path / 'parts'}", "train.accumulate=2"), data=four)
     assert max_difference(start_of(tiny(*small), data), whole, "rpn.") > 1e-4
