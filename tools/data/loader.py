@@ -315,6 +315,8 @@ class Batches(Iterable[Batch]):
             except (OSError, EOFError, RuntimeError) as error:
                 if (known := _explain_lost(error)) is None:
                     raise
+                # the traceback keeps the iterator alive: while it watches its processes, torch raises again at any line
+                getattr(iterator, "_shutdown_workers", int)()
                 raise known from error
             if isinstance(batch, Failed):
                 raise batch.error()
