@@ -90,9 +90,44 @@ class PolygonMasks:
         out = np.zeros((len(self), size, size), dtype=bool)
         for row, polygons, box in zip(out, self.polygons, boxes.detach().cpu().double().numpy()):
             scale = size / np.maximum(box[2:] - box[:2], 0.1)
-            cropped = [((polygon - box[:2]) * scale).reshape(-1).tolist() for polygon in polygons]
-            row[:] = coco.decode(coco.merge(coco.frPyObjects(cropped, size, size))).astype(bool)
+            cropped = [_within_reach((polygon - box[:2]) * scale, size) for polygon in polygons]
+            flat = [polygon.reshape(-1).tolist() for polygon in cropped if len(polygon)]
+            if flat:
+                row[:] = coco.decode(coco.merge(coco.frPyObjects(flat, size, size))).astype(bool)
         return torch.from_numpy(out).to(boxes.device)
+
+
+# pycocotools draws every step of an outline, also outside the window: an outline that is far larger than its box, which
+# only contradictory annotations have, would fill the memory
+_MAX_REACH = 1000
+
+
+def _within_reach(polygon: np.ndarray, size: int) -> np.ndarray:
+    """Clip a polygon that reaches far beyond a window; any other one is returned as it is.
+
+    Args:
+        polygon: (V, 2) x y, in cells of the window.
+        size: side of the window, in cells.
+
+    Returns:
+        The polygon, (W, 2); inside the window it covers the same area. Source of the clipping: Sutherland and Hodgman,
+        *Reentrant Polygon Clipping* (1974).
+    """
+    if np.abs(polygon).max(initial=0) <= _MAX_REACH * size:
+        return polygon
+    for axis, bound, sign in ((0, -size, 1), (0, 2 * size, -1), (1, -size, 1), (1, 2 * size, -1)):
+        if not len(polygon):
+            break
+        following = np.roll(polygon, -1, axis=0)
+        here, there = sign * (polygon[:, axis] - bound), sign * (following[:, axis] - bound)
+        kept = []
+        for point, after, a, b in zip(polygon, following, here, there):
+            if a >= 0:
+                kept.append(point)
+            if (a >= 0) != (b >= 0):
+                kept.append(point + (after - point) * (a / (a - b)))
+        polygon = np.array(kept).reshape(-1, 2)
+    return polygon
 
 
 @dataclass(frozen=True)

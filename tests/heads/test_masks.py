@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -214,3 +215,22 @@ def test_bitmaps_of_other_shapes_or_dtypes_are_refused() -> None:
         BitMasks(torch.zeros(4, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match="got .* torch.uint8"):
         BitMasks(torch.zeros(1, 4, 4, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("triangle", "expected"),
+    [
+        ([[-4000.0, -4000.0], [9000.0, -4000.0], [-4000.0, 9000.0]], 1.0),  # covers the box
+        ([[-4000.0, 50.0], [9000.0, 50.0], [2500.0, 9000.0]], 0.5),  # its lower half
+        ([[-4000.0, -4000.0], [9000.0, -4000.0], [2500.0, -10.0]], 0.0),  # above it
+    ],
+)
+def test_an_outline_far_larger_than_its_box_is_drawn_without_filling_the_memory(
+    triangle: list[list[float]], expected: float
+) -> None:
+    masks = PolygonMasks(((np.array(triangle),),))
+    box = torch.tensor([[49.95, 49.95, 50.05, 50.05]])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    cells = masks.crop_to(box, 28)
+    assert float(cells.float().mean()) == pytest.approx(expected, abs=0.04)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB: 256 MiB
