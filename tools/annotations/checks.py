@@ -31,6 +31,7 @@ class Checked:
         used: (M,) bool: the objects that are used so far.
         boxes: (M, 4) x, y, width, height; those that were missing are derived.
         extents: (M, 4) x, y, width, height of the outlines; NaN without one.
+        polygon_areas: (M,) sums of the absolute areas of an object's polygons, square pixels.
     """
 
     columns: Columns
@@ -38,6 +39,7 @@ class Checked:
     used: np.ndarray
     boxes: np.ndarray
     extents: np.ndarray
+    polygon_areas: np.ndarray
 
     def drop(
         self, rows: np.ndarray, what: str, findings: Findings, *, fix: str = "", came: np.ndarray | None = None
@@ -104,7 +106,12 @@ def check_values(columns: Columns, sizes: np.ndarray, builder: ColumnBuilder) ->
     outlines, count = columns.outlines, len(columns.object_ids)
     object_sizes = sizes[columns.images] if count else np.zeros((0, 2), dtype=np.int64)
     checked = Checked(
-        columns, object_sizes, np.ones(count, dtype=bool), columns.boxes.copy(), np.full((count, 4), np.nan)
+        columns,
+        object_sizes,
+        used=np.ones(count, dtype=bool),
+        boxes=columns.boxes.copy(),
+        extents=np.full((count, 4), np.nan),
+        polygon_areas=np.zeros(count),
     )
     given = ~np.isnan(columns.boxes).all(axis=1)
     wild = given & ~(np.abs(columns.boxes) <= MAX_COORDINATE).all(axis=1)
@@ -129,14 +136,15 @@ def _reject_rows(checked: Checked, builder: ColumnBuilder, rows: np.ndarray, wha
 
 
 def _reject_wild_polygons(checked: Checked, builder: ColumnBuilder) -> None:
-    """Find extents of polygons; reject those that would take very much memory to draw."""
+    """Find extents and areas of polygons; reject those that would take very much memory to draw."""
     outlines = checked.columns.outlines
     parts = len(outlines.first_vertex) - 1
     if not parts:
         return
     owners = np.repeat(np.arange(len(checked.used)), np.diff(outlines.first_part))
     extents = part_extents(outlines.vertices, outlines.first_vertex)
-    _, perimeters = part_areas(outlines.vertices, outlines.first_vertex)
+    areas, perimeters = part_areas(outlines.vertices, outlines.first_vertex)
+    checked.polygon_areas = per_object(np.abs(areas), outlines, np.add)
     size = checked.sizes[owners]
     reach = np.where(size.max(axis=1) > 0, size.max(axis=1), MAX_COORDINATE)  # one image's length beyond its edges
     with np.errstate(invalid="ignore"):
@@ -216,11 +224,8 @@ def _has_no_area(checked: Checked) -> np.ndarray:
     """Whether an outline has no area: all vertices of each part on a line, or a mask without pixels."""
     outlines = checked.columns.outlines
     none = (outlines.kinds == RUNS) & (checked.extents[:, 2] == 0)
-    if len(outlines.first_vertex) > 1:
-        areas, _ = part_areas(outlines.vertices, outlines.first_vertex)
-        total = per_object(np.abs(areas), outlines, np.add)
-        for row in np.flatnonzero((outlines.kinds == POLYGONS) & (total == 0) & checked.used).tolist():
-            none[row] = all(on_a_line(polygon) for polygon in outlines.polygons(row))
+    for row in np.flatnonzero((outlines.kinds == POLYGONS) & (checked.polygon_areas == 0) & checked.used).tolist():
+        none[row] = all(on_a_line(polygon) for polygon in outlines.polygons(row))
     return np.asarray(none)
 
 

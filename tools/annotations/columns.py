@@ -183,8 +183,8 @@ class ColumnBuilder:
         self.runs.frombytes(decode_runs(rle, height, width).tobytes())
 
     def _add_polygons(self, polygons: list[list[float]], entry: Entry, number: int) -> None:
-        name = entry_name(entry.id, number)
         if len(polygons) >= 3 and all(len(part) == 2 for part in polygons):
+            name = entry_name(entry.id, number)
             self.findings.add("repaired", "polygon written as pairs of x and y, read as one part", entry=name)
             polygons = [[coordinate for pair in polygons for coordinate in pair]]
         for part in polygons:

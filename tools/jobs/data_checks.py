@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,11 +76,24 @@ def check_findings(data: CocoData, split: str) -> list[Check]:
     return checks
 
 
-def check_statistics(data: CocoData, config: RunConfig, split: str) -> list[Check]:
+def file_hashes(data: CocoData) -> list[str]:
+    """Hash the image files of a split; `check_statistics` and `check_pair` compare them.
+
+    Args:
+        data: the split.
+
+    Returns:
+        N hashes, as from `content_hash`.
+    """
+    return [content_hash(path) for path in data.table.paths]
+
+
+def check_statistics(data: CocoData, hashes: Sequence[str], config: RunConfig, split: str) -> list[Check]:
     """Check what makes training hard without being wrong: few or small objects, many in one image, duplicates.
 
     Args:
         data: the split.
+        hashes: N hashes of its image files.
         config: the settings; `model` and `input` are used.
         split: its name.
 
@@ -97,7 +109,7 @@ def check_statistics(data: CocoData, config: RunConfig, split: str) -> list[Chec
         Check("unlabelled images", True, f"{unlabelled:,} of {images:,}", hint, split, look=unlabelled > 0),
         _crowded(data, config, split),
         _small(data, config, split),
-        _copies(data, split),
+        _copies(data, hashes, split),
     ]
 
 
@@ -135,8 +147,7 @@ def _small(data: CocoData, config: RunConfig, split: str) -> Check:
     return Check("small objects", True, measured, cause, split, look=small > 0.1 * len(lengths))
 
 
-def _copies(data: CocoData, split: str) -> Check:
-    hashes = [content_hash(path) for path in data.table.paths]
+def _copies(data: CocoData, hashes: Sequence[str], split: str) -> Check:
     groups: dict[str, list[str]] = {}
     for digest, name in zip(hashes, data.table.file_names):
         groups.setdefault(digest, []).append(name)
@@ -147,30 +158,27 @@ def _copies(data: CocoData, split: str) -> Check:
     return Check("copies", True, measured, "remove them", split, look=count > 0)
 
 
-def check_pair(train: CocoData | None, val: CocoData | None) -> list[Check]:
+def check_pair(splits: Mapping[str, CocoData], hashes: Mapping[str, Sequence[str]]) -> list[Check]:
     """Check that train and val have classes in common and no image.
 
     Args:
-        train: the training split; None if it could not be read.
-        val: the validation split; None if it could not be read.
+        splits: "train" and "val", without those that could not be read.
+        hashes: hashes of the image files of each split.
 
     Returns:
         The checks; none without both splits.
     """
-    if train is None or val is None:
+    if not {"train", "val"} <= splits.keys():
         return []
+    train, val = splits["train"], splits["val"]
     try:
         unmatched = compare_classes(train, val)
     except InvalidValue as error:
         return [Check("same classes", False, str(error), "the splits belong to different data sets")]
     measured = "; ".join(unmatched) or f"all {len(val.class_names)}"
     checks = [Check("same classes", True, measured, "rename them, or add examples", look=bool(unmatched))]
-    mine = {content_hash(path): name for path, name in zip(train.table.paths, train.table.file_names)}
-    leaked = [
-        (mine[digest], name)
-        for path, name in zip(val.table.paths, val.table.file_names)
-        if (digest := content_hash(path)) in mine
-    ]
+    mine = dict(zip(hashes["train"], train.table.file_names))
+    leaked = [(mine[digest], name) for digest, name in zip(hashes["val"], val.table.file_names) if digest in mine]
     total = len(val.table.paths)
     shown = ", ".join(f"{a} = {b}" for a, b in leaked[:3])
     measured = f"{len(leaked)} of {total} validation images are in train too" + (f" ({shown})" if shown else "")
@@ -273,9 +281,3 @@ def _rle(outline: Any, size: ImageSize) -> Any:
     """An outline of a record as compressed run lengths."""
     rles = coco.frPyObjects(coco_form(outline), size.height, size.width)
     return coco.merge(rles) if isinstance(rles, list) else rles
-
-
-def counts_of(checks: Sequence[Check]) -> dict[str, int]:
-    """How many checks passed, need a look, and failed: {"yes", "look", "NO"}."""
-    counts = Counter(check.verdict for check in checks)
-    return {verdict: counts[verdict] for verdict in ("yes", "look", "NO")}

@@ -121,7 +121,7 @@ def load_data(config: RunConfig, *, train: bool = True, val: bool = True, masks:
         notes.append(said)
     elif train and val and sources.val is None:
         notes.append("no validation split: nothing is scored (data.val, or data.val_fraction=0.2, gives one)")
-    found = Data(_prepared(loaded, "train", config) if train else None, loaded.get("val") if val else None)
+    found = Data(_prepared(loaded["train"], config) if train else None, loaded.get("val") if val else None)
     if found.train is not None and found.val is not None:
         notes += compare_classes(found.train, found.val)
     return replace(found, notes=tuple(notes))
@@ -196,10 +196,9 @@ def _load(source: _Source, config: RunConfig, masks: bool, *, min_box_px: float 
     return restrict(data, objects=source.objects, max_images=source.max_images)
 
 
-def _prepared(loaded: Mapping[str, CocoData], name: str, config: RunConfig) -> CocoData:
+def _prepared(data: CocoData, config: RunConfig) -> CocoData:
     """The training split without small boxes, and without empty images if the settings say so."""
-    data = replace(loaded[name], min_box_px=config.data.min_box_px)
-    return data.for_training(keep_empty=config.data.empty_images == "keep")
+    return replace(data, min_box_px=config.data.min_box_px).for_training(keep_empty=config.data.empty_images == "keep")
 
 
 def _split(data: CocoData, fraction: float, seed: int) -> tuple[CocoData, CocoData, str]:

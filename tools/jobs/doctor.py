@@ -59,6 +59,7 @@ def check_data(config: RunConfig) -> list[Check]:
         InvalidValue: the settings name no data.
     """
     splits: dict[str, CocoData] = {}
+    hashes: dict[str, list[str]] = {}
     checks: list[Check] = []
     wanted = ["train"] if config.data.folder is not None or config.data.train is not None else []
     wanted += ["val"] if config.data.val is not None or config.data.folder is not None or _makes_val(config) else []
@@ -76,8 +77,9 @@ def check_data(config: RunConfig) -> list[Check]:
             continue
         splits[split] = found
         checks += [*data_checks.check_findings(found, split), *_check_split(found, config, split)]
-        checks += data_checks.check_statistics(found, config, split)
-    return [*checks, *data_checks.check_pair(splits.get("train"), splits.get("val"))]
+        hashes[split] = data_checks.file_hashes(found)
+        checks += data_checks.check_statistics(found, hashes[split], config, split)
+    return [*checks, *data_checks.check_pair(splits, hashes)]
 
 
 def data_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -21,7 +21,7 @@ from resnet_backbone.build import open_weights
 from resnet_backbone.errors import InvalidValue
 from tools.annotations.table import NO_OUTLINE, POLYGONS, AnnotationTable
 from tools.config.detection import RunConfig
-from tools.config.settings import load_values, merge
+from tools.config.settings import load_values, merge, validate
 from tools.data.coco import CocoData
 from tools.devices import pick_device, processor_has
 
@@ -130,10 +130,15 @@ def plan_for_folder(
         UserError: the weights cannot be read.
     """
     given = load_values(RunConfig, None, overrides)
-    base: dict[str, Any] = {"out": f"runs/{Path(folder).resolve().name}", "model": "faster_rcnn_r18_fpn"}
-    base |= {"schedule": {"iters": 1}, "data": {"folder": str(folder)}, "backbone_weights": None}
-    base["model"] = {"recipe": "faster_rcnn_r18_fpn", "norm": "bn", "frozen_stages": 0}
-    probe = RunConfig.model_validate(merge(RunConfig.inherited(base, _data_of(given)), _data_of(given)))
+    # reading the data needs a whole configuration; only its `data` is used
+    base: dict[str, Any] = {
+        "out": f"runs/{Path(folder).resolve().name}",
+        "model": {"recipe": "faster_rcnn_r18_fpn", "norm": "bn", "frozen_stages": 0},
+        "schedule": {"iters": 1},
+        "data": {"folder": str(folder)},
+        "backbone_weights": None,
+    }
+    probe = validate(merge(RunConfig.inherited(base, _data_of(given)), _data_of(given)), RunConfig)
     data = load_data(probe, val=False).train
     assert data is not None
     rules = _Rules(data, BUDGETS[pick_device(_device_of(given))])
@@ -146,7 +151,7 @@ def plan_for_folder(
     rules.add("out", base["out"], "named after the data")
     rules.add("data.folder", str(folder), "given")
     values = RunConfig.inherited(rules.values, given)
-    config = RunConfig.model_validate(load_values(RunConfig, None, overrides, values))
+    config = validate(load_values(RunConfig, None, overrides, values), RunConfig)
     reasons = tuple(reason for reason in rules.reasons if not _is_given(reason.setting, given))
     return Plan(config, reasons, tuple(rules.notes))
 
@@ -328,7 +333,7 @@ class _Rules:
         self.add("schedule.iters", steps, f"{seen / self.images:.0f} epochs of {self.images:,} images ({least})")
         self.add("schedule.kind", "cosine", "short runs gain by a smooth end")
         self.add("schedule.warmup_iters", min(500, max(1, steps // 12)), "a twelfth of the run, at most 500 steps")
-        lr = 4e-4 if self.is_detector is False else 1e-4
+        lr = 1e-4 if self.is_detector else 4e-4
         self.add("optimiser.kind", "adamw", "the new layers of the heads learn faster than with SGD")
         self.add("optimiser.lr", lr, "new heads on a pretrained backbone" if lr == 4e-4 else "fine-tuning a detector")
         self.add("optimiser.weight_decay", 0.05, "usual for AdamW")

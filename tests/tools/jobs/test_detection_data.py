@@ -163,6 +163,12 @@ def test_overrides_of_a_plan_win_and_have_no_reason(folder: Folder, imagenet_wei
     assert not {"train.batch_size", "input.flip_probability"} & {reason.setting for reason in plan.reasons}
 
 
+def test_a_wrong_override_of_a_plan_is_an_error_with_its_name(folder: Folder, imagenet_weights: Path) -> None:
+    weights = imagenet_weights / "resnet18-imagenet.pth"
+    with pytest.raises(ConfigError, match=r"train\.batchsize: no such setting.*batch_size"):
+        plan_for_folder(folder(), weights=weights, overrides=["train.batchsize=2"])
+
+
 def test_a_plan_does_not_flip_classes_with_a_side(folder: Folder, imagenet_weights: Path) -> None:
     weights = imagenet_weights / "resnet18-imagenet.pth"
     plan = plan_for_folder(folder(classes="[left_hand, right_hand]"), weights=weights)
