@@ -5,6 +5,7 @@ Pillow and OpenCV are imported by the functions that use them.
 
 from __future__ import annotations
 
+import os
 import threading
 from os import PathLike
 from pathlib import Path
@@ -22,6 +23,11 @@ from .structures import ImageSize
 if TYPE_CHECKING:
     from PIL import Image
 
+MAX_PIXELS = 178_956_970  # above it Pillow takes a file for an attack
+RAISE_LIMIT = (
+    "shrink it, cut it into tiles, or if you trust it and have the memory, raise the limit: data.max_image_mpx of a "
+    "detection run, --max-image-mpx of tools/predict.py, max_pixels of heads.images.read_image"
+)
 _PILLOW_LIMIT = threading.Lock()
 _PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO = 262, 0  # a TIFF tag and one of its values
 
@@ -36,7 +42,8 @@ def read_image(path: str | PathLike[str], *, max_pixels: int | None = None) -> n
     Args:
         path: the file.
         max_pixels: an image with more pixels is refused before it is decoded, because a small file can claim a size
-            that exhausts the memory. None for Pillow's limit: 2 * PIL.Image.MAX_IMAGE_PIXELS, which is 178,956,970.
+            that exhausts the memory. None for Pillow's limit: 2 * PIL.Image.MAX_IMAGE_PIXELS, which is `MAX_PIXELS`
+            unless a program changes it.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -44,31 +51,62 @@ def read_image(path: str | PathLike[str], *, max_pixels: int | None = None) -> n
     Raises:
         UnreadableImage: the file is missing, truncated, no image or too large.
     """
-    from PIL import Image
-
     path = Path(path)
     if path.is_dir():
         raise UnreadableImage(f"no image at {path}, which is a folder: give the files in it")
     if not path.is_file():
         raise UnreadableImage(f"no image at {path}: check the folder and the file name")
     try:
-        # not Image.open(path): Pillow would map the file, and maps a turned TIFF with the sides swapped
-        with path.open("rb") as file, _open(file, max_pixels) as image:
+        file = path.open("rb")
+    except OSError as error:  # no permission, or a disk that fails
+        raise UnreadableImage(f"{path} cannot be read as an image ({error}): replace or remove it") from error
+    # not Image.open(path): Pillow would map the file, and maps a turned TIFF with the sides swapped
+    with file:
+        return decode_image(file, path, max_pixels=max_pixels)
+
+
+def decode_image(file: BinaryIO, name: object, *, max_pixels: int | None = None) -> np.ndarray:
+    """Read an image from an open file, such as a member of a zip archive; see `read_image`.
+
+    Args:
+        file: open for reading, and seekable.
+        name: what errors call it.
+        max_pixels: as for `read_image`.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        UnreadableImage: the file is truncated, no image or too large.
+    """
+    from PIL import Image
+
+    try:
+        with open_image(file, max_pixels) as image:
             return upright_rgb(image)
     except UnreadableImage as error:
-        raise UnreadableImage(f"{path}: {error}") from error
+        raise UnreadableImage(f"{name}: {error}") from error
     except Image.DecompressionBombError as error:
-        raise UnreadableImage(
-            f"{path} is too large ({error}): shrink it, cut it into tiles, or if you trust it and have the memory, "
-            "give the array of heads.images.read_image(path, max_pixels=...)"
-        ) from error
+        raise UnreadableImage(f"{name} is too large ({error}): {RAISE_LIMIT}") from error
     except Exception as error:  # for damaged files, Pillow's codecs raise errors of any type
-        what, fix = _problem(path, error)
-        raise UnreadableImage(f"{path} cannot be read as an image ({what}): {fix}") from error
+        what, fix = _problem(file, error)
+        raise UnreadableImage(f"{name} cannot be read as an image ({what}): {fix}") from error
 
 
-def _open(file: BinaryIO, max_pixels: int | None) -> Image.Image:
-    """Pillow's `open` with a limit of its own; DecompressionBombError above it."""
+def open_image(file: BinaryIO, max_pixels: int | None = None) -> Image.Image:
+    """Open an image with a limit on its size. The pixels are not decoded.
+
+    Args:
+        file: open for reading, and seekable.
+        max_pixels: as for `read_image`.
+
+    Returns:
+        A Pillow image.
+
+    Raises:
+        PIL.Image.DecompressionBombError: the image has more pixels.
+        OSError: the file is no image, or another error of Pillow's codecs.
+    """
     from PIL import Image
 
     if max_pixels is None:
@@ -87,19 +125,19 @@ def _open(file: BinaryIO, max_pixels: int | None) -> Image.Image:
     return image
 
 
-def _problem(path: Path, error: Exception) -> tuple[str, str]:
+def _problem(file: BinaryIO, error: Exception) -> tuple[str, str]:
     """What keeps a file from being read, and what to do."""
     from PIL import UnidentifiedImageError
 
     fix, reason = "replace or remove it", str(error) or type(error).__name__
     try:
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
-    except OSError:  # the error itself: no permission, a disk that fails
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        head = file.read(HEAD_BYTES)
+    except (OSError, ValueError):  # the error itself: a disk that fails
         return reason, fix
     kind = file_kind(head)
     if kind is not None and kind.is_image:
-        size = path.stat().st_size
         return f"it begins as {kind.what} but is incomplete, damaged or unusual; {size:,} bytes; {reason}", fix
     if kind is None or not isinstance(error, UnidentifiedImageError):
         return reason, fix

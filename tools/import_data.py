@@ -17,7 +17,7 @@ if __name__ == "__main__":
 from tools import cli
 from tools.annotations.formats import FORMATS
 from tools.console import CONSOLE
-from tools.jobs.importing import ImportOptions, import_data
+from tools.jobs.importing import BOX_FORMATS, ImportOptions, import_data
 
 
 def main() -> int:
@@ -46,8 +46,28 @@ def main() -> int:
         "--on-bad-annotation",
         choices=("stop", "drop"),
         default=default.on_bad_annotation,
-        help=f"stop at entries that cannot be used, or leave them out (default {default.on_bad_annotation})",
+        help=f"stop at annotations that cannot be used, or leave them out (default {default.on_bad_annotation})",
     )
+    parser.add_argument(
+        "--on-bad-image",
+        choices=("stop", "skip"),
+        default=default.on_bad_image,
+        help=f"stop at images that are missing, unreadable or of another size, or leave them out "
+        f"(default {default.on_bad_image})",
+    )
+    parser.add_argument(
+        "--box-format",
+        choices=BOX_FORMATS,
+        default=default.box_format,
+        help="what the four numbers of a box are (default auto: COCO's xywh, refused if most look like another format)",
+    )
+    parser.add_argument(
+        "--crowds",
+        choices=("auto", "crowds", "objects"),
+        default=default.crowds,
+        help="what iscrowd: 1 means (default auto: an object in a class that has nothing else)",
+    )
+    parser.add_argument("--outside-images", action="store_true", help="read image files outside the folder too")
     parser.add_argument("--overwrite", action="store_true", help="replace DIR if it exists")
     args = vars(parser.parse_args())
     source, out = args.pop("source"), args.pop("out")

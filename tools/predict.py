@@ -24,8 +24,13 @@ if __name__ == "__main__":
 
     interrupts.watch()  # the imports below take seconds
 
+import warnings
 from io import TextIOWrapper
 
+from PIL import Image
+
+from heads.images import MAX_PIXELS
+from resnet_backbone.errors import InvalidValue
 from tools import cli
 from tools.console import CONSOLE
 from tools.devices import DEVICES, PRECISIONS
@@ -48,7 +53,19 @@ def main() -> int:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace earlier predictions in DIR; other files are never replaced"
     )
+    parser.add_argument(
+        "--max-image-mpx",
+        type=float,
+        default=MAX_PIXELS / 1e6,
+        help=f"megapixels; larger images count as damaged ones, since a small file can claim a size that exhausts the "
+        f"memory (default {MAX_PIXELS / 1e6:.0f})",
+    )
     args = parser.parse_args()
+    if not args.max_image_mpx > 0:
+        raise InvalidValue(f"--max-image-mpx {args.max_image_mpx:g}: give a number above 0")
+    # for this process; Pillow refuses images of more than twice this number
+    Image.MAX_IMAGE_PIXELS = round(args.max_image_mpx * 1e6 / 2)
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names that the terminal cannot show
 

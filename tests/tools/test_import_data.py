@@ -20,11 +20,12 @@ from PIL import Image
 from rich.console import Console
 
 from resnet_backbone.errors import AlreadyExists, InvalidValue
-from tools.annotations.findings import BadAnnotations, Findings
+from tools.annotations.findings import BadAnnotations
 from tools.annotations.formats import read_folder
-from tools.annotations.formats.classes import select_classes
-from tools.jobs import importing
-from tools.jobs.importing import ImportOptions, complete_folder, import_data
+from tools.annotations.reader import read_annotations
+from tools.jobs import imported_files, importing
+from tools.jobs.imported_files import complete_folder
+from tools.jobs.importing import ImportOptions, import_data
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -88,7 +89,7 @@ def test_every_object_is_written_once_and_reads_again_with_its_box(
     assert {path.name: path.read_bytes() for path in out.rglob("*.png")} == images
 
 
-def test_coco_files_keep_their_ids_and_segmentations(tmp_path: Path, console: Console) -> None:
+def test_coco_files_keep_their_ids_outlines_and_other_fields(tmp_path: Path, console: Console) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
     for split in ("train", "valid"):
         (source / split / "deep").mkdir(parents=True)
@@ -97,8 +98,13 @@ def test_coco_files_keep_their_ids_and_segmentations(tmp_path: Path, console: Co
             "images": [{"id": 17, "file_name": "C:\\x\\a.png", "width": 64, "height": 48}],
             "categories": [{"id": 5, "name": "cat"}],
             "annotations": [
-                {"id": 3, "image_id": 17, "category_id": 5, "bbox": [1, 2, 3, 4], "segmentation": [[1, 2, 4, 2, 4, 6]]}
+                {
+                    **{"id": 3, "image_id": 17, "category_id": 5, "bbox": [1, 2, 3, 4], "iscrowd": 0, "area": 6},
+                    **{"segmentation": [[1, 2, 4, 2, 4, 6]], "attributes": {"pose": "left"}},
+                }
             ],
+            "info": {"year": 2026},
+            "licenses": [],
         }
         (source / split / "_annotations.coco.json").write_text(json.dumps(content))
     import_data(source, out, ImportOptions(link=True), console)
@@ -115,7 +121,10 @@ def test_classes_are_chosen_and_merged_and_the_dropped_ones_counted(
     out = tmp_path / "out"
     import_data(yolo(), out, ImportOptions(classes=("thing=truck,cat",)), console)
     assert {key[2] for key in read_objects(out)} == {"thing"} and sum(read_objects(out).values()) == 30
-    assert "dropped: 10 objects: object of a class that is not chosen (dog: 10 ...)" in said(console)
+    dropped = Counter(
+        int(line.split()[2]) for line in said(console).splitlines() if "object of a class that --classes leaves" in line
+    )
+    assert sum(count * times for count, times in dropped.items()) == 10
 
 
 @pytest.mark.parametrize("specs", [("cats",), ("x=cat,dgo",), ("cat", "x=cat")])
@@ -131,26 +140,92 @@ def test_a_class_whose_name_holds_an_equals_sign_can_be_chosen() -> None:
     assert importing.parse_classes(["a=b,c", "d"], ["a=b,c", "d"]) == {"a=b,c": ["a=b,c"], "d": ["d"]}
 
 
-def test_selected_content_has_new_ids_in_the_given_order_and_all_images() -> None:
+def test_chosen_classes_have_the_same_new_ids_in_all_splits(tmp_path: Path, console: Console) -> None:
+    for split, ids in (("train", (4, 9, 2)), ("valid", (2, 4, 9))):
+        folder = tmp_path / "source" / split
+        folder.mkdir(parents=True)
+        names = ("a", "b", "c") if split == "train" else ("c", "a", "d")
+        content = {
+            "images": [{"id": i, "file_name": f"{i}.png"} for i in (1, 2)],
+            "categories": [{"id": i, "name": name} for i, name in zip(ids, names)],
+            "annotations": [
+                {"image_id": 1, "category_id": c, "bbox": [4 * n, 2, 3, 4]} for n, c in enumerate([*ids, ids[0]])
+            ],
+        }
+        (folder / "_annotations.coco.json").write_text(json.dumps(content))
+        for i in (1, 2):
+            Image.new("RGB", (64, 48)).save(folder / f"{i}.png")
+    out = tmp_path / "out"
+    import_data(tmp_path / "source", out, ImportOptions(classes=("c", "ab=b,a")), console)
+    for split, labels in (("train", [2, 2, 1, 2]), ("val", [1, 2, 1])):
+        written = json.loads((out / "annotations" / f"instances_{split}.json").read_text())
+        assert written["categories"] == [{"id": 1, "name": "c"}, {"id": 2, "name": "ab"}]
+        assert [entry["category_id"] for entry in written["annotations"]] == labels
+        assert [entry["id"] for entry in written["images"]] == [1, 2]  # the one without objects too
+
+
+def test_ignored_objects_stay_ignored(tmp_path: Path, console: Console) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    Image.new("RGB", (64, 48)).save(source / "a.png")
+    objects = "".join(
+        f"<object><name>cat</name><difficult>{i}</difficult><bndbox><xmin>{1 + 20 * i}</xmin><ymin>2</ymin>"
+        f"<xmax>{19 + 20 * i}</xmax><ymax>19</ymax></bndbox></object>"
+        for i in (0, 1)
+    )
+    (source / "a.xml").write_text(f"<annotation><filename>a.png</filename>{objects}</annotation>")
+    import_data(source, out, ImportOptions(val_fraction=0), console)
+    annotations = out / "annotations" / "instances_train.json"
+    assert [entry.get("ignore", 0) for entry in json.loads(annotations.read_text())["annotations"]] == [0, 1]
+    table = read_annotations(annotations, out / "train")
+    assert table.crowd[table.rows].tolist() == [False, True]
+
+
+def test_the_import_says_which_of_its_options_read_the_data(tmp_path: Path, console: Console) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    Image.new("RGB", (64, 48)).save(source / "a.png")
+    (tmp_path / "elsewhere").mkdir()
+    Image.new("RGB", (64, 48)).save(tmp_path / "elsewhere" / "b.png")
     content = {
-        "images": [{"id": 1}, {"id": 2}],
-        "categories": [{"id": 4, "name": "a"}, {"id": 9, "name": "b"}, {"id": 2, "name": "c"}],
-        "annotations": [{"id": i, "image_id": 1, "category_id": c} for i, c in enumerate((4, 9, 2, 2))],
+        "images": [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "../elsewhere/b.png"}],
+        "annotations": [{"id": i, "image_id": 1 + i % 2, "category_id": 1, "bbox": [20, 20, 48, 40]} for i in (3, 4)],
+        "categories": [{"id": 1, "name": "cat"}],
     }
-    findings = Findings("x")
-    chosen = select_classes(content, {"c": ["c"], "ab": ["b", "a"]}, findings)
-    assert [c["name"] for c in chosen["categories"]] == ["c", "ab"] and chosen["images"] == content["images"]
-    assert [(a["id"], a["category_id"]) for a in chosen["annotations"]] == [(0, 2), (1, 2), (2, 1), (3, 1)]
-    assert findings.count("dropped") == 0 and findings.count("note", "category") == 1
-    assert select_classes(content, {"a": ["a"]}, findings)["annotations"][0]["category_id"] == 1
-    assert findings.count("dropped") == 3
+    content["annotations"].append({"id": 5, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3]})  # type: ignore[attr-defined]
+    (source / "c.json").write_text(json.dumps(content))
+    with pytest.raises(BadAnnotations) as error:
+        import_data(source, tmp_path / "out", ImportOptions(), console)
+    assert "--outside-images" in str(error.value) and "--on-bad-annotation drop" in str(error.value)
+    assert "--box-format xyxy" in str(error.value) and "data." not in str(error.value)
+    options = ImportOptions(outside_images=True, box_format="xyxy", on_bad_annotation="drop", val_fraction=0)
+    import_data(source, tmp_path / "out", options, console)
+    written = json.loads((tmp_path / "out" / "annotations" / "instances_train.json").read_text())
+    assert [entry["bbox"] for entry in written["annotations"]] == [[20, 20, 28, 20]] * 2
+    assert [entry["file_name"] for entry in written["images"]] == ["a.png", "b.png"]
+    assert (tmp_path / "out" / "train" / "b.png").is_file()
+
+
+def test_all_splits_are_checked_in_one_pass(tmp_path: Path, console: Console) -> None:
+    for split in ("train", "valid"):
+        folder = tmp_path / "source" / split
+        folder.mkdir(parents=True)
+        Image.new("RGB", (64, 48)).save(folder / "a.png")
+        content = {
+            "images": [{"id": 1, "file_name": "a.png"}],
+            "categories": [{"id": 1, "name": "cat"}],
+            "annotations": [{"id": 3, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3]}],
+        }
+        (folder / "_annotations.coco.json").write_text(json.dumps(content))
+    with pytest.raises(BadAnnotations, match=r"train/_annotations(?s:.*)valid/_annotations"):
+        import_data(tmp_path / "source", tmp_path / "out", ImportOptions(), console)
 
 
 def test_bad_entries_stop_the_import_or_are_dropped_and_counted(
     yolo: Callable[..., Path], tmp_path: Path, console: Console
 ) -> None:
     source, out = yolo(bad_line="9 0.5 0.5 0.1 0.1\n"), tmp_path / "out"
-    with pytest.raises(BadAnnotations, match=r"20 objects: class number.*(?s:.*)--on-bad-annotation drop"):
+    with pytest.raises(BadAnnotations, match=r"20 objects: class number"):
         import_data(source, out, ImportOptions(), console)
     assert not out.exists()
     import_data(source, out, ImportOptions(on_bad_annotation="drop"), console)
@@ -166,7 +241,9 @@ def test_images_that_a_coco_file_lists_but_are_missing_stop_the_import(tmp_path:
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cat"}]}
     (source / "c.json").write_text(json.dumps(content))
     Image.new("RGB", (64, 48)).save(tmp_path / "secret.png")
-    with pytest.raises(BadAnnotations, match="1 image: image that is missing .image 2: ../secret.png"):
+    with pytest.raises(
+        BadAnnotations, match="1 image: image file missing from .*image 2: ../secret.png.*--outside-images"
+    ):
         import_data(source, tmp_path / "out", ImportOptions(), console)
 
 
@@ -183,7 +260,7 @@ def test_an_existing_folder_is_kept_until_the_new_one_is_complete(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(importing.json, "dumps", stop)
+        patch.setattr(imported_files.json, "dumps", stop)
         with pytest.raises(KeyboardInterrupt):
             import_data(source, out, ImportOptions(overwrite=True), console)
     assert [path.name for path in out.iterdir()] == ["mine.txt"]

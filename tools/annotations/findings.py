@@ -6,16 +6,17 @@ and a few examples, so that a file with 10,000 equal mistakes gives one line.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from resnet_backbone.errors import UserError
 
 Severity = Literal["refused", "dropped", "repaired", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("refused", "dropped", "repaired", "warning", "note")
 EXAMPLES = 3
+T = TypeVar("T")
 
 
 class BadAnnotations(UserError, ValueError):
@@ -155,6 +156,29 @@ class Findings:
             lines = [f"  {group.line().removeprefix('refused: ')}" for group in refused]
             lines += [f"  besides, {group.line()}" for group in self.of("dropped") if group.unit == "object"]
             raise BadAnnotations("\n".join([f"{self.source} cannot be used:", *lines]))
+
+
+def read_all(readers: Mapping[str, Callable[[], T]]) -> dict[str, T]:
+    """Read several splits, so that one error names what is wrong with all of them.
+
+    Args:
+        readers: a function that reads a split, by name.
+
+    Returns:
+        What they return, by name.
+
+    Raises:
+        BadAnnotations: a split cannot be used. The message is that of all such splits.
+    """
+    results, messages = {}, []
+    for name, read in readers.items():
+        try:
+            results[name] = read()
+        except BadAnnotations as error:
+            messages.append(str(error))
+    if messages:
+        raise BadAnnotations("\n".join(dict.fromkeys(messages)))
+    return results
 
 
 def shortened(value: object, limit: int = 80) -> str:

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from heads.images import MAX_PIXELS
 from resnet_backbone.errors import MissingFile
 
 from .entries import Malformed, read_id, read_side
@@ -54,6 +55,7 @@ def read_images(
     malformed: Severity,
     on_bad_image: Literal["stop", "skip"],
     outside: bool,
+    max_pixels: int = MAX_PIXELS,
 ) -> Images:
     """Read the images of a file.
 
@@ -64,6 +66,7 @@ def read_images(
         malformed: severity of an entry that cannot be read.
         on_bad_image: "stop" refuses images that are missing or have another size, "skip" leaves them out.
         outside: whether files outside the folder may be read.
+        max_pixels: larger images are `on_bad_image`.
 
     Returns:
         The images.
@@ -89,6 +92,7 @@ def read_images(
     paths = find_images(folder, names, findings, outside=outside, entries=labels)
     _report_missing(images, paths, findings, bad, folder)
     _check_headers(images, paths, findings, bad)
+    _check_pixels(images, paths, findings, bad, max_pixels)
     whole = tuple(path or folder / name for path, name in zip(paths, names))
     return Images(ids, names, whole, images.sizes, images.usable, rows)
 
@@ -184,6 +188,24 @@ def _check_headers(images: Images, paths: Sequence[Path | None], findings: Findi
                 came=f"{paths[row]} is {size[1]}x{size[0]}, annotated {stated[1]}x{stated[0]}{turned}",
                 fix=f"correct height and width, or the file's orientation{skip}",
             )
+
+
+def _check_pixels(
+    images: Images, paths: Sequence[Path | None], findings: Findings, bad: Severity, max_pixels: int
+) -> None:
+    """Refuse images that the limit of the reader of images would refuse in the middle of an epoch."""
+    for row in np.flatnonzero(images.usable & (images.sizes.prod(axis=1) > max_pixels)).tolist():
+        height, width = images.sizes[row]
+        images.usable[row] = False
+        findings.add(
+            bad,
+            f"image of more than {max_pixels / 1e6:.4g} megapixels",
+            unit="image",
+            entry=images.entry(row),
+            came=f"{paths[row]}, {width}x{height}",
+            fix="shrink it or cut it into tiles; if you trust the file and have the memory, raise data.max_image_mpx"
+            + (SKIP_FIX if bad == "refused" else ""),
+        )
 
 
 def _is_turned(size: np.ndarray, stated: np.ndarray) -> bool:

@@ -7,6 +7,7 @@ looked up as it is first, then by its ending inside the image folder. Nothing ou
 from __future__ import annotations
 
 import os
+import sys
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image
+
+from heads.images import open_image
 
 from .findings import Findings
 
@@ -158,9 +161,13 @@ def _header_size(path: Path | None) -> tuple[int, int]:
     if path is None:
         return 0, 0
     try:
-        with Image.open(path) as image:
-            width, height = upright_size(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        try:
+            with Image.open(path) as image:
+                width, height = upright_size(image)
+        except Image.DecompressionBombError:  # the reader reports its size
+            with path.open("rb") as file, open_image(file, sys.maxsize) as image:
+                width, height = upright_size(image)
+    except (OSError, SyntaxError, ValueError):
         return 0, 0
     return height, width
 

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from heads.images import MAX_PIXELS
+
 from .box_formats import BoxFormat, check_box_format
 from .categories import Categories, Selection, labels_of, read_categories
 from .checks import Checked, add_rows, check_values, drop_degenerate, usable_areas
@@ -36,6 +38,8 @@ class ReadOptions:
             every mask; "crowds": always as crowds; "objects": never.
         classes: new class name -> names of the categories that it takes; None keeps all.
         outside_images: whether image files outside the image folder may be read.
+        max_image_px: an image with more pixels is one that cannot be read.
+        allow_empty: whether a split without any object is read. It is refused by default.
     """
 
     masks: bool = False
@@ -45,6 +49,8 @@ class ReadOptions:
     crowds: Literal["auto", "crowds", "objects"] = "auto"
     classes: Selection | None = None
     outside_images: bool = False
+    max_image_px: int = MAX_PIXELS
+    allow_empty: bool = False
 
 
 AS_COCO = ReadOptions()
@@ -90,6 +96,7 @@ def read_annotations(
         malformed=malformed,
         on_bad_image=options.on_bad_image,
         outside=options.outside_images,
+        max_pixels=options.max_image_px,
     )
     builder = ColumnBuilder(found.rows, [(h, w) for h, w in found.sizes.tolist()], findings, malformed)
     columns, count = builder.read(file), len(file.annotations) + lost
@@ -104,7 +111,7 @@ def read_annotations(
     crowd = _crowds(checked, labels, options, findings)
     areas = usable_areas(checked, findings)
     _report_duplicates(checked, labels, crowd, findings)
-    _refuse_if_empty(checked, crowd, count, findings)
+    _check_empty(checked, crowd, count, findings, "warning" if options.allow_empty else "refused")
     findings.raise_if_refused()
     return _table(found, categories, checked, labels, crowd, areas, count, findings)
 
@@ -156,7 +163,7 @@ def _report_duplicates(checked: Checked, labels: np.ndarray, crowd: np.ndarray, 
     add_rows(findings, "warning", what, repeated, checked.columns, fix="remove one of them")
 
 
-def _refuse_if_empty(checked: Checked, crowd: np.ndarray, count: int, findings: Findings) -> None:
+def _check_empty(checked: Checked, crowd: np.ndarray, count: int, findings: Findings, severity: Severity) -> None:
     if (checked.used & ~crowd).any() or findings.of("refused"):
         return
     what = (
@@ -164,7 +171,7 @@ def _refuse_if_empty(checked: Checked, crowd: np.ndarray, count: int, findings: 
         if count
         else "no object: the list of annotations is empty"
     )
-    findings.add("refused", what, unit="file", fix="add objects, or correct those that were dropped")
+    findings.add(severity, what, unit="file", fix="add objects, or correct those that were dropped")
 
 
 def _table(
@@ -192,6 +199,7 @@ def _table(
         first_row=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         rows=rows,
         object_ids=columns.object_ids,
+        numbers=columns.numbers,
         boxes=checked.boxes,
         labels=labels,
         areas=areas,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,48 @@ import numpy as np
 
 from resnet_backbone.errors import InvalidValue
 
-from .findings import BadAnnotations
+from .findings import BadAnnotations, Findings
 from .similar import near_duplicates, perceptual_hashes
+from .table import AnnotationTable
 
 EMPTY = object()  # the class of images without objects
 
 
-def split_content(
-    content: Mapping[str, Any], images: Path, *, val_fraction: float = 0.2, seed: int = 0
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split COCO's content into train and val.
+def split_table(
+    table: AnnotationTable, *, val_fraction: float = 0.2, seed: int = 0
+) -> tuple[AnnotationTable, AnnotationTable, str]:
+    """Split a data set into train and val.
+
+    Args:
+        table: the data set, with the paths of its images. Crowds and ignored objects do not count as objects here.
+        val_fraction: as for `choose_val`.
+        seed: as for `choose_val`.
+
+    Returns:
+        Train, which keeps the findings; val; and a sentence about how the split was made.
+
+    Raises:
+        BadAnnotations: as for `choose_val`.
+        InvalidValue: as for `choose_val`.
+    """
+    classes: list[set[Hashable]] = [set() for _ in table.image_ids]
+    for image, label, crowd in zip(table.images_of_rows(), table.labels[table.rows], table.crowd[table.rows]):
+        if not crowd:
+            classes[image].add(int(label))
+    in_val, said = choose_val(table.paths, classes, table.source, val_fraction=val_fraction, seed=seed)
+    val = replace(table.with_images(in_val), findings=Findings(table.source))
+    return table.with_images(~in_val), val, said
+
+
+def choose_val(
+    paths: Sequence[Path],
+    classes: Sequence[AbstractSet[Hashable]],
+    source: Path | str,
+    *,
+    val_fraction: float = 0.2,
+    seed: int = 0,
+) -> tuple[np.ndarray, str]:
+    """Choose the images of a validation split.
 
     Near-duplicate images (`similar.near_duplicates`) form a group that stays together. Groups are drawn at random, the
     rarest classes first, until val holds `val_fraction` of every class's images. Every class keeps a group in train;
@@ -29,15 +63,14 @@ def split_content(
     into runs of consecutive file names, so that near-duplicates meet at the runs' ends only.
 
     Args:
-        content: COCO's content: "images", "annotations", "categories". Crowds and ignored objects do not count as
-            objects here.
-        images: the folder that the file names are relative to.
+        paths: N image files.
+        classes: the classes of the objects in every image; an empty set for an image without objects.
+        source: what is split, for messages.
         val_fraction: of the images, between 0 and 1.
         seed: of the draw; equal seeds give equal splits, whatever the order of the images.
 
     Returns:
-        The contents of train and val. Ids are kept, both have all categories. "info"/"split" says in a sentence how
-        the split was made.
+        Which images are in val, (N,) bool; and a sentence about how they were chosen.
 
     Raises:
         BadAnnotations: there are fewer than two images, or each holds the only objects of a class.
@@ -47,29 +80,29 @@ def split_content(
         raise InvalidValue(f"val_fraction={val_fraction}: give a number between 0 and 1")
     if seed < 0:
         raise InvalidValue(f"seed={seed}: give 0 or more")
-    entries = sorted(content["images"], key=lambda entry: str(entry["file_name"]))
-    if len(entries) < 2:
+    if len(paths) < 2:
         raise BadAnnotations(
-            f"{images}: {len(entries)} image is not enough for train and val: add images, or give a val split"
+            f"{source}: {len(paths)} image is not enough for train and val: add images, or give a val split"
         )
-    groups = _groups([images / str(entry["file_name"]) for entry in entries])
-    classes = _classes_of(content, entries)
-    target = max(1, round(val_fraction * len(entries)))
-    in_groups = len(entries) - sum(len(group) == 1 for group in groups)
-    said = f"seed {seed}; {in_groups:,} of {len(entries):,} images have near-duplicates, which stay together"
-    val = _draw(groups, classes, target, val_fraction, seed)
-    if 2 * len(val) < target:
+    order = sorted(range(len(paths)), key=lambda i: str(paths[i]))
+    held = [set(classes[i]) or {EMPTY} for i in order]
+    groups = _groups([paths[i] for i in order])
+    target = max(1, round(val_fraction * len(paths)))
+    in_groups = len(paths) - sum(len(group) == 1 for group in groups)
+    said = f"seed {seed}; {in_groups:,} of {len(paths):,} images have near-duplicates, which stay together"
+    chosen = _draw(groups, held, target, val_fraction, seed)
+    if 2 * len(chosen) < target:
         groups = _cut(groups, max(1, target // 2))
         said += "; large groups of near-duplicates are cut into runs of consecutive file names"
-        val = _draw(groups, classes, target, val_fraction, seed)
-    if not val:
+        chosen = _draw(groups, held, target, val_fraction, seed)
+    if not chosen:
         raise BadAnnotations(
-            f"{images}: every image holds the only objects of a class, so that none can go to val: add images, or give "
+            f"{source}: every image holds the only objects of a class, so that none can go to val: add images, or give "
             "a val split"
         )
-    val_ids = {entries[i]["id"] for i in val}
-    said = f"val: {len(val):,} of {len(entries):,} images, {said}"
-    return _part(content, val_ids, False, said), _part(content, val_ids, True, said)
+    in_val = np.zeros(len(paths), dtype=bool)
+    in_val[[order[i] for i in chosen]] = True
+    return in_val, f"val: {len(chosen):,} of {len(paths):,} images, {said}"
 
 
 def _groups(paths: Sequence[Path]) -> list[list[int]]:
@@ -77,15 +110,6 @@ def _groups(paths: Sequence[Path]) -> list[list[int]]:
     groups = near_duplicates(perceptual_hashes(paths))
     grouped = {i for group in groups for i in group}
     return sorted([*groups, *([i] for i in range(len(paths)) if i not in grouped)])
-
-
-def _classes_of(content: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> list[set[Any]]:
-    """The categories in every image; {EMPTY} for an image without objects."""
-    by_image: dict[Any, set[Any]] = defaultdict(set)
-    for annotation in content["annotations"]:
-        if not annotation.get("iscrowd") and not annotation.get("ignore"):
-            by_image[annotation["image_id"]].add(annotation["category_id"])
-    return [by_image.get(entry["id"]) or {EMPTY} for entry in entries]
 
 
 def _cut(groups: Sequence[Sequence[int]], size: int) -> list[list[int]]:
@@ -137,14 +161,3 @@ def _draw(
         if size + len(groups[number]) / 2 <= target and may_leave_train(number) and len(chosen) + 1 < len(groups):
             take(number)
     return sorted(i for number in chosen for i in groups[number])
-
-
-def _part(content: Mapping[str, Any], val_ids: set[Any], is_val: bool, said: str) -> dict[str, Any]:
-    """The images of one side with their annotations."""
-    info = content.get("info")
-    return {
-        **content,
-        "info": {**(info if isinstance(info, dict) else {}), "split": said},
-        "images": [entry for entry in content["images"] if (entry["id"] in val_ids) == is_val],
-        "annotations": [entry for entry in content["annotations"] if (entry["image_id"] in val_ids) == is_val],
-    }

@@ -90,6 +90,7 @@ class AnnotationTable:
         first_row: (N + 1,) int64: rows[first_row[i] : first_row[i + 1]] are the objects of image i.
         rows: (U,) int64: the objects that are used.
         object_ids: M annotation ids as in the file; None for an annotation without one.
+        numbers: (M,) int64, position of the object among the annotations of the file, from 0.
         boxes: (M, 4) float64 x, y, width, height, pixels, not clipped.
         labels: (M,) int64, 0..K-1.
         areas: (M,) float64, square pixels.
@@ -110,6 +111,7 @@ class AnnotationTable:
     first_row: np.ndarray
     rows: np.ndarray
     object_ids: Sequence[Id | None]
+    numbers: np.ndarray
     boxes: np.ndarray
     labels: np.ndarray
     areas: np.ndarray

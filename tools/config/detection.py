@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from heads.conventions import CONVENTIONS
+from heads.images import MAX_PIXELS
 from heads.mask_head import MaskHeadSpec
 from heads.recipes import DETECTORS, DetectorRecipe
 from resnet_backbone.build import check_frozen_has_weights
@@ -70,7 +71,18 @@ class DataConfig(Section):
         "auto", description="how iscrowd is read; auto: as objects in a class that has nothing else"
     )
     outside_images: bool = Field(False, description="read images whose file_name leaves the image folder")
+    max_image_mpx: float = Field(
+        MAX_PIXELS / 1e6,
+        gt=0,
+        description="megapixels; larger images are as damaged ones, since a small file can claim a size that exhausts "
+        "the memory",
+    )
     workers: int = Field(2, ge=0, description="loader processes per training process; 0: load in that process")
+
+    @property
+    def max_image_px(self) -> int:
+        """The limit in pixels."""
+        return round(1e6 * self.max_image_mpx)
 
     @model_validator(mode="before")
     @classmethod

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from heads.images import UnreadableImage, read_image, upright_rgb
+from heads.images import UnreadableImage, decode_image, read_image
 from resnet_backbone.errors import InvalidValue, MissingFile
 from resnet_backbone.weights.pickled import read_arrays
 
@@ -244,16 +244,14 @@ class _ZipReader:
     opened: tuple[int, zipfile.ZipFile] | None = None
 
     def __call__(self, record: LabelledImage) -> np.ndarray:
-        from PIL import Image
-
         if self.opened is None or self.opened[0] != os.getpid():
             self.opened = os.getpid(), zipfile.ZipFile(self.path)
         name = str(PurePosixPath(self.part) / record.name)
         try:
-            with Image.open(io.BytesIO(self.opened[1].read(name))) as image:
-                return upright_rgb(image)
-        except (*DAMAGED_MEMBER, Image.DecompressionBombError) as error:
-            raise UnreadableImage(f"{name} in {self.path} cannot be read as an image ({error}): replace it") from error
+            data = self.opened[1].read(name)
+        except (*DAMAGED_MEMBER, KeyError) as error:
+            raise UnreadableImage(f"{name} in {self.path} cannot be extracted ({error}): replace it") from error
+        return decode_image(io.BytesIO(data), f"{name} in {self.path}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "part": self.part, "opened": None}

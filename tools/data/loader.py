@@ -144,11 +144,12 @@ class TrainingImages(Dataset[tuple[Tensor, Any, int | str, str | None]]):
         raise UnreadableImage(f"none of the {len(self)} images can be read; the first error: {message}")
 
 
-def read_checked(record: ImageRecord) -> np.ndarray:
+def read_checked(record: ImageRecord, *, max_pixels: int | None = None) -> np.ndarray:
     """Read an image and check its size.
 
     Args:
         record: the image's path and size.
+        max_pixels: as for `heads.images.read_image`.
 
     Returns:
         (H, W, 3) uint8 RGB, upright by its EXIF orientation.
@@ -156,7 +157,7 @@ def read_checked(record: ImageRecord) -> np.ndarray:
     Raises:
         UnreadableImage: the file cannot be read, or its size differs from that in the annotations.
     """
-    image = read_image(record.path)
+    image = read_image(record.path, max_pixels=max_pixels)
     if image.shape[:2] != (record.size.height, record.size.width):
         raise UnreadableImage(
             f"{record.path} is {image.shape[1]}x{image.shape[0]} (upright, by its EXIF orientation), its annotations "

@@ -23,6 +23,7 @@ from resnet_backbone import Preprocess, ResNetClassifier
 from resnet_backbone.errors import InvalidValue
 
 UNLIMITED_PX = 10**9  # larger than the long side of any image
+MAX_ASPECT = 16  # of a longer image the middle is scored: one of 5000x20 would be resized to 160,000x640
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,13 @@ class CropRule:
 
         Returns:
             Crops, (h, w, 3) uint8 each: one, ten, or for "multi-scale" the whole image and its reflection at every
-            scale. One crop equals torchvision's Resize and CenterCrop, ten crops equal its TenCrop.
+            scale. One crop equals torchvision's Resize and CenterCrop, ten crops equal its TenCrop. Of an image that
+            is more than 16 times as long as wide, the middle of this length is taken first.
 
         Raises:
             InvalidValue: a crop is larger than the image.
         """
+        image = _middle(image)
         if self.kind == "multi-scale":
             scaled = [_resize_short_side(image, side) for side in self.scales_px]
             return [crop for one in scaled for crop in (one, one[:, ::-1])]
@@ -72,6 +75,13 @@ class CropRule:
         # reflected before cropping, as in torchvision's TenCrop: with an odd margin the centre crops differ by a pixel
         images = [image, image[:, ::-1]] if corners else [image]
         return [one[top : top + side, left : left + side] for one in images for top, left in corners + centre]
+
+
+def _middle(image: np.ndarray) -> np.ndarray:
+    """The middle of a very long image."""
+    longest = MAX_ASPECT * min(image.shape[:2])
+    top, left = (max(0, (side - longest) // 2) for side in image.shape[:2])
+    return image[top : top + longest, left : left + longest]
 
 
 def _resize_short_side(image: np.ndarray, side_px: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from heads.detector import RCNN
 from heads.files import load_detector, read_detector
 from resnet_backbone.errors import InvalidValue, MissingFile
 from tools.config.detection import RunConfig, load_config
+from tools.config.settings import load_values
 from tools.console import CONSOLE
 from tools.data.coco import CocoData
 from tools.devices import pick_device
@@ -28,7 +29,7 @@ from .detection_pictures import write_prediction_page, write_training_page
 from .detection_scores import SCORE_FILES, Predicted, predict_results, score, write_scores
 from .detection_setup import make_detector, open_detector, training_images
 from .evaluated import check_scores, evaluation_of_detector
-from .plan import plan_for_folder, weight_settings, yaml_text
+from .plan import default_out, plan_for_folder, weight_settings, yaml_text
 from .prediction import Prediction, UnreadableImages, predict
 
 if TYPE_CHECKING:
@@ -131,10 +132,12 @@ def training_config(
         given += [] if weights is None else weight_settings(weights)
         return load_config(config, [*given, *overrides])
     assert data is not None
-    plan = plan_for_folder(data, weights=weights, overrides=overrides)
-    saved = plan.config.out / "config.yaml"
+    given = load_values(RunConfig, None, overrides)
+    saved = Path(given.get("out") or default_out(data)) / "config.yaml"
     if resume and saved.is_file():
-        return load_config(saved, overrides)
+        weight_overrides = [] if weights is None else weight_settings(weights)
+        return load_config(saved, [f"data.folder={yaml_text(str(data))}", *weight_overrides, *overrides])
+    plan = plan_for_folder(data, weights=weights, overrides=overrides)
     CONSOLE.print(plan.table())
     for note in plan.notes:
         CONSOLE.print(note, markup=False)

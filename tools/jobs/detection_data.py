@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from resnet_backbone.errors import InvalidValue
-from tools.annotations.findings import Findings
+from tools.annotations.findings import Findings, read_all
 from tools.annotations.formats import Folder, Split, read_folder
 from tools.annotations.reader import ReadOptions
-from tools.annotations.splits import split_content
+from tools.annotations.splits import split_table
 from tools.annotations.table import Id
 from tools.config.detection import RunConfig, SplitConfig
 from tools.data.coco import CocoData, load_coco, restrict
@@ -111,11 +111,13 @@ def load_data(config: RunConfig, *, train: bool = True, val: bool = True, masks:
         raise InvalidValue("there is nothing to score on: set data.val.images and data.val.annotations, or data.folder")
     fraction = settings.val_fraction or (VAL_FRACTION if settings.folder is not None else None)
     makes_split = sources.val is None and fraction is not None
-    loaded: dict[str, CocoData] = {}
+    readers: dict[str, Callable[[], CocoData]] = {}
     if sources.train is not None and (train or makes_split):
-        loaded["train"] = _load(sources.train, config, masks, min_box_px=0.0 if makes_split else settings.min_box_px)
+        min_box_px = 0.0 if makes_split else settings.min_box_px
+        readers["train"] = partial(_load, sources.train, config, masks, min_box_px=min_box_px)
     if sources.val is not None and val:
-        loaded["val"] = _load(sources.val, config, masks)
+        readers["val"] = partial(_load, sources.val, config, masks)
+    loaded = read_all(readers)
     if makes_split and fraction is not None:
         loaded["train"], loaded["val"], said = _split(loaded["train"], fraction, settings.split_seed)
         notes.append(said)
@@ -191,6 +193,7 @@ def _load(source: _Source, config: RunConfig, masks: bool, *, min_box_px: float 
         crowds=settings.crowds,
         classes=settings.classes,
         outside_images=settings.outside_images,
+        max_image_px=settings.max_image_px,
     )
     data = load_coco(source.images, source.annotations, options, min_box_px=min_box_px, findings=source.findings)
     return restrict(data, objects=source.objects, max_images=source.max_images)
@@ -203,22 +206,9 @@ def _prepared(data: CocoData, config: RunConfig) -> CocoData:
 
 def _split(data: CocoData, fraction: float, seed: int) -> tuple[CocoData, CocoData, str]:
     """Split a data set in two; near-duplicate images stay together."""
-    table = data.table
-    images = table.images_of_rows().tolist()
-    content = {
-        "images": [{"id": i, "file_name": str(path)} for i, path in enumerate(table.paths)],
-        "annotations": [
-            {"image_id": image, "category_id": int(label), "iscrowd": int(crowd)}
-            for image, label, crowd in zip(images, table.labels[table.rows], table.crowd[table.rows])
-        ],
-    }
-    train, _ = split_content(content, Path(), val_fraction=fraction, seed=seed)
-    in_train = np.zeros(len(table.paths), dtype=bool)
-    in_train[[image["id"] for image in train["images"]]] = True
-    parts = [replace(data, table=table.with_images(kept)) for kept in (in_train, ~in_train)]
-    said = f"no validation split: one was made (data.val_fraction={fraction:g}): {train['info']['split']}"
-    val = replace(parts[1], table=replace(parts[1].table, findings=Findings(table.source)))
-    return parts[0], val, said
+    *tables, how = split_table(data.table, val_fraction=fraction, seed=seed)
+    train, val = (replace(data, table=table) for table in tables)
+    return train, val, f"no validation split: one was made (data.val_fraction={fraction:g}): {how}"
 
 
 def compare_classes(train: CocoData, val: CocoData) -> list[str]:

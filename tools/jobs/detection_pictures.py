@@ -14,11 +14,12 @@ from heads.predictor import Predictor
 from heads.structures import Detections, Targets
 from tools.config.detection import RunConfig
 from tools.data.coco import CocoData
-from tools.data.loader import BatchPlan, TrainingImages, read_checked
+from tools.data.loader import BatchPlan, TrainingImages
 from tools.report.draw import draw_instances
 from tools.report.page import write_page
 
 from . import runs
+from .detection_setup import image_reader
 
 PAGE_IMAGES = 12
 PAGE_MIN_SCORE = 0.5
@@ -121,7 +122,7 @@ def write_prediction_page(path: Path, detector: RCNN, data: CocoData, config: Ru
     step = max(1, len(data.records) // PAGE_IMAGES)
     predictor = Predictor(detector)
     tiles, captions = [], []
-    for record, image in runs.read_images(read_checked, data.records[::step][:PAGE_IMAGES], config):
+    for record, image in runs.read_images(image_reader(config), data.records[::step][:PAGE_IMAGES], config):
         detections = predictor([image])[0]
         tiles.append(
             draw_detections(image, detections, detector.class_names, min_score=PAGE_MIN_SCORE, min_side_px=TILE_PX)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,16 @@ from heads.predictor import Predictor
 from tools.annotations.table import Id
 from tools.config.detection import RunConfig
 from tools.console import CONSOLE
-from tools.data.coco import CocoData
-from tools.data.loader import read_checked
+from tools.data.coco import CocoData, ImageRecord
 from tools.devices import pick_precision
 from tools.evaluation.classes import match_categories
 from tools.evaluation.results import coco_results, write_results
 from tools.evaluation.scores import Scores, score_coco
+from tools.failures import explain
 from tools.files import write_text
 
 from . import runs
+from .detection_setup import image_reader
 from .evaluated import Evaluation, record_scores
 
 SCORE_FILES = ("results.json", "scores.json")
@@ -84,12 +86,33 @@ def predict_results(
     predicted = Predicted([], [])
     batches = [records[i : i + batch_size] for i in range(0, len(records), batch_size)]
     for batch in track(batches, "score", console=CONSOLE, disable=quiet or not CONSOLE.is_terminal):
-        readable = list(runs.read_images(read_checked, batch, config))
-        for (record, _), detections in zip(readable, predictor([image for _, image in readable])):
+        readable = list(runs.read_images(image_reader(config), batch, config))
+        with named(batch):
+            found = predictor([image for _, image in readable])
+        for (record, _), detections in zip(readable, found):
             predicted.results.extend(coco_results(record.image_id, detections, match.category_ids))
         read = {record.image_id for record, _ in readable}
         predicted.unreadable.extend(record.image_id for record in batch if record.image_id not in read)
     return predicted
+
+
+@contextmanager
+def named(records: Sequence[ImageRecord]) -> Iterator[None]:
+    """Raise errors of the system, such as too little memory, with the names of the images that were predicted.
+
+    Args:
+        records: the images.
+
+    Raises:
+        UserError: as for `tools.failures.explain`.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (known := explain(error)) is None:
+            raise
+        sizes = ", ".join(f"{r.path} ({r.size.width}x{r.size.height})" for r in records)
+        raise type(known)(f"detecting objects in {sizes}: {known}") from error
 
 
 def score(detector: RCNN, predicted: Predicted, data: CocoData, config: RunConfig) -> Scores:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from heads.build import assemble, check_frozen_head_norms, empty_backbone, fine_tune
@@ -18,11 +21,16 @@ from resnet_backbone.build import open_weights
 from resnet_backbone.weights.read import WeightFile
 from tools.config.detection import RunConfig
 from tools.console import CONSOLE
-from tools.data.coco import CocoData
-from tools.data.loader import TrainingImages
+from tools.data.coco import CocoData, ImageRecord
+from tools.data.loader import TrainingImages, read_checked
 from tools.report.weights import weights_table
 
 from . import runs
+
+
+def image_reader(config: RunConfig) -> Callable[[ImageRecord], np.ndarray]:
+    """The function that reads and checks the image of a record, with the limit `data.max_image_mpx`."""
+    return partial(read_checked, max_pixels=config.data.max_image_px)
 
 
 def training_images(config: RunConfig, data: CocoData, resize: str = "pillow") -> TrainingImages:
@@ -41,7 +49,9 @@ def training_images(config: RunConfig, data: CocoData, resize: str = "pillow") -
 
     settings, masks = config.input, config.model.mask is not None
     augment = Augment(settings.short_side_px, settings.long_side_px, settings.flip_probability, masks, resize)
-    return TrainingImages(data, augment, seed=config.train.seed, on_bad_image=config.data.on_bad_image)
+    return TrainingImages(
+        data, augment, seed=config.train.seed, on_bad_image=config.data.on_bad_image, read=image_reader(config)
+    )
 
 
 def make_detector(config: RunConfig, data: CocoData, console: Console = CONSOLE) -> RCNN:

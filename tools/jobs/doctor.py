@@ -25,7 +25,6 @@ from resnet_backbone.weights.read import WeightFile
 from tools.annotations.findings import BadAnnotations
 from tools.config.detection import RunConfig, load_config
 from tools.console import CONSOLE
-from tools.data import loader
 from tools.data.augment import Augment, coco_form
 from tools.data.coco import CocoData, ImageRecord
 from tools.evaluation import results as result_writer
@@ -34,6 +33,7 @@ from tools.evaluation.scores import score_coco
 from . import data_checks
 from .data_checks import Check
 from .detection_data import load_data
+from .detection_setup import image_reader
 from .plan import plan_for_folder
 
 __all__ = ["Check", "check_certificate", "check_data"]
@@ -112,10 +112,11 @@ def _check_split(data: CocoData, config: RunConfig, split: str) -> list[Check]:
     read: list[ImageRecord] = []
     results: list[dict[str, Any]] = []
     outlines_px = 0.0
+    read_image = image_reader(config)
     records = track(data.records, f"check {split}", console=CONSOLE, disable=not CONSOLE.is_terminal)
     for record in records:
         try:
-            image = loader.read_checked(record)
+            image = read_image(record)
         except UnreadableImage as error:
             unreadable.append(str(error))
             continue

@@ -132,7 +132,7 @@ def plan_for_folder(
     given = load_values(RunConfig, None, overrides)
     # reading the data needs a whole configuration; only its `data` is used
     base: dict[str, Any] = {
-        "out": f"runs/{Path(folder).resolve().name}",
+        "out": str(default_out(folder)),
         "model": {"recipe": "faster_rcnn_r18_fpn", "norm": "bn", "frozen_stages": 0},
         "schedule": {"iters": 1},
         "data": {"folder": str(folder)},
@@ -154,6 +154,15 @@ def plan_for_folder(
     config = validate(load_values(RunConfig, None, overrides, values), RunConfig)
     reasons = tuple(reason for reason in rules.reasons if not _is_given(reason.setting, given))
     return Plan(config, reasons, tuple(rules.notes))
+
+
+def default_out(folder: str | PathLike[str]) -> Path:
+    """The folder of a run on a data set, if the settings name none.
+
+    Args:
+        folder: the data set.
+    """
+    return Path("runs") / Path(folder).resolve().name
 
 
 def weight_settings(weights: str) -> list[str]:

@@ -55,6 +55,7 @@ RULES: dict[str, tuple[Rule, str]] = {
     "data.shuffle_labels": ("refuse", "the labels of the run so far would be others"),
     "data.keep_decoded": ("allow", ""),
     "data.on_bad_image": ("say", ""),
+    "data.max_image_mpx": ("say", ""),
     "data.workers": ("allow", ""),
     **dict.fromkeys(
         (

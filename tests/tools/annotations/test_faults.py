@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import resource
 from pathlib import Path
 
@@ -16,8 +17,12 @@ from tests.tools.annotations.faulty import Faulty, faulty_files, make_images
 from tools.annotations.findings import BadAnnotations
 from tools.annotations.reader import ReadOptions, read_annotations
 from tools.annotations.table import AnnotationTable
+from tools.config.detection import RunConfig
+from tools.config.settings import validate
 from tools.data.coco import CocoData
 from tools.evaluation.scores import score_coco
+from tools.jobs.detection import train
+from tools.jobs.doctor import check_data
 
 options = st.builds(
     ReadOptions,
@@ -94,6 +99,59 @@ def test_no_object_is_lost_and_intact_ones_are_exact(file: Faulty, reading: Read
 @given(file=faulty_files(), reading=options)
 def test_no_object_is_lost_in_20_000_files(file: Faulty, reading: ReadOptions, folder: Path) -> None:
     check(file, reading, folder)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(5400)
+@settings(max_examples=200, deadline=None, suppress_health_check=slow, derandomize=True)
+@given(file=faulty_files(), reading=options)
+def test_a_training_step_and_the_doctor_agree_with_the_reader_on_200_files(
+    file: Faulty, reading: ReadOptions, folder: Path
+) -> None:
+    path = file.write(folder.parent / "trained.json")
+    table, _ = read(path, folder, reading)
+    config = tiny_run(folder, path, reading)
+    verdicts = {check.verdict for check in check_data(config)}
+    if table is None:
+        assert "NO" in verdicts
+        with pytest.raises(BadAnnotations, match="trained.json"):
+            train(config, overwrite=True)
+        return
+    assert table.objects_in_file == len(table.rows) + table.findings.count("dropped")
+    detector = train(config, overwrite=True)
+    assert all(parameter.isfinite().all() for parameter in detector.parameters())
+    (line,) = [json.loads(row) for row in (config.out / "metrics.jsonl").read_text().splitlines() if "loss" in row]
+    assert np.isfinite(line["loss"])
+
+
+def tiny_run(folder: Path, annotations: Path, reading: ReadOptions) -> RunConfig:
+    """One training step of a small detector on a file."""
+    masks = reading.masks
+    model = {
+        **{"recipe": "mask_rcnn_r18_fpn" if masks else "faster_rcnn_r18_fpn", "norm": "bn", "frozen_stages": 0},
+        **{"pyramid_channels": 16, "box": {"hidden": 32, "samples_per_image": 16}},
+        **({"mask": {"channels": 16}} if masks else {}),
+    }
+    return validate(
+        {
+            "out": str(folder.parent / "run"),
+            "model": model,
+            "backbone_weights": None,
+            "schedule": {"iters": 1, "warmup_iters": 0},
+            "train": {"batch_size": 2, "device": "cpu"},
+            "input": {"short_side_px": [64], "long_side_px": 96, "test_short_side_px": 64},
+            "data": {
+                "train": {"images": str(folder), "annotations": str(annotations)},
+                "workers": 0,
+                "empty_images": "keep",
+                "on_bad_annotation": reading.on_bad_annotation,
+                "on_bad_image": reading.on_bad_image,
+                "box_format": reading.box_format,
+                "crowds": reading.crowds,
+            },
+        },
+        RunConfig,
+    )
 
 
 def test_faults_need_little_memory(folder: Path) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
 
+from tests.claims import claiming
 from tests.tools.annotations.faulty import HEIGHT, WIDTH
 from tools.annotations.entries import Malformed
 from tools.annotations.findings import BadAnnotations, Findings
@@ -114,6 +115,34 @@ def test_images_are_found_by_the_longest_ending_and_only_inside_the_folder(tmp_p
         path_of("1.png")
     with pytest.raises(BadAnnotations, match="the file lists URLs for 1 of them"):
         path_of("http://host/3.png")
+
+
+def test_images_above_the_limit_are_refused_before_the_first_step_and_the_named_setting_reads_them(
+    tmp_path: Path,
+) -> None:
+    for number, size in ((1, (64, 48)), (2, (80, 60))):
+        Image.new("RGB", size).save(tmp_path / f"{number}.png")
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.png"} for i in (1, 2)],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [{"id": i, "image_id": i, "category_id": 1, "bbox": [4, 4, 30, 30]} for i in (1, 2)],
+    }
+    with pytest.raises(BadAnnotations, match=r"more than 0.0048 megapixels \(image 2: .*2.png, 80x60\).*max_image_mpx"):
+        read_annotations(content, tmp_path, ReadOptions(max_image_px=4799))
+    table = read_annotations(content, tmp_path, ReadOptions(max_image_px=4799, on_bad_image="skip"))
+    assert table.image_ids == (1,) and table.findings.count("dropped", "image") == 1
+    assert read_annotations(content, tmp_path, ReadOptions(max_image_px=4800)).image_ids == (1, 2)
+
+
+def test_an_image_of_more_pixels_than_pillow_opens_is_called_too_large(tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(claiming(100_000, 100_000))
+    content = {
+        "images": [{"id": 1, "file_name": "1.png"}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [4, 4, 30, 30]}],
+    }
+    with pytest.raises(BadAnnotations, match=r"image of more than 179 megapixels \(image 1: .*1.png, 100000x100000\)"):
+        read_annotations(content, tmp_path)
 
 
 def test_images_that_are_missing_or_of_another_size_are_listed_together_or_left_out(read: Reads) -> None:

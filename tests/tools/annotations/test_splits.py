@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,37 @@ from PIL import Image
 from resnet_backbone.errors import InvalidValue
 from tools.annotations import splits
 from tools.annotations.findings import BadAnnotations
-from tools.annotations.splits import split_content
+from tools.annotations.reader import ReadOptions, read_annotations
+from tools.annotations.splits import choose_val, split_table
 
 
 def content_of(classes: list[set[int]]) -> dict[str, Any]:
     """One image per set of classes, with an object of each."""
     annotations = [
-        {"id": 100 * i + c, "image_id": i, "category_id": c, "bbox": [0, 0, 1, 1]}
+        {"id": 100 * i + c, "image_id": i, "category_id": c, "bbox": [1, 1, 4, 4]}
         for i, held in enumerate(classes)
         for c in held
     ]
     images = [{"id": i, "file_name": f"{i:04d}.png", "width": 8, "height": 8} for i in range(len(classes))]
     return {"images": images, "annotations": annotations, "categories": [{"id": c, "name": str(c)} for c in range(9)]}
+
+
+def split_content(content: dict[str, Any], images: Path, **options: Any) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Content of train and val, and what was said about the split."""
+    classes: list[set[int]] = [set() for _ in content["images"]]
+    rows = {entry["id"]: row for row, entry in enumerate(content["images"])}
+    for entry in content["annotations"]:
+        classes[rows[entry["image_id"]]].add(entry["category_id"])
+    in_val, said = choose_val([images / e["file_name"] for e in content["images"]], classes, images, **options)
+
+    def part(is_val: bool) -> dict[str, Any]:
+        return {
+            **content,
+            "images": [e for e, v in zip(content["images"], in_val) if v == is_val],
+            "annotations": [e for e in content["annotations"] if in_val[rows[e["image_id"]]] == is_val],
+        }
+
+    return part(False), part(True), said
 
 
 def classes_in(content: dict[str, Any]) -> Counter[int]:
@@ -54,7 +74,7 @@ def test_every_class_is_in_train_and_no_image_is_lost(classes: list[set[int]], f
         patch.setattr(splits, "_groups", lambda paths: [[i] for i in range(len(paths))])
         content = content_of(classes)
         try:
-            train, val = split_content(content, Path(), val_fraction=fraction, seed=seed)
+            train, val, _ = split_content(content, Path(), val_fraction=fraction, seed=seed)
         except BadAnnotations:
             counts = classes_in(content)  # every image has the only object of a class
             assert all(any(counts[c] == 1 for c in held) for held in classes)
@@ -70,20 +90,20 @@ def test_shares_of_classes_and_of_images_without_objects_are_the_fraction(groups
     rng = random.Random(0)
     classes = [{rng.choice([0, 0, 0, 0, 1, 1, 2])} if i % 5 else set() for i in range(1000)]
     content = content_of(classes)
-    train, val = split_content(content, Path())
+    _train, val, said = split_content(content, Path())
     assert len(val["images"]) == 200
     for c, count in classes_in(content).items():
         assert classes_in(val)[c] == pytest.approx(0.2 * count, abs=1.5)
     with_objects = {annotation["image_id"] for annotation in val["annotations"]}
     assert len(val["images"]) - len(with_objects) == pytest.approx(40, abs=1.5)
-    assert "200 of 1,000 images" in val["info"]["split"] and "seed 0" in train["info"]["split"]
+    assert "200 of 1,000 images" in said and "seed 0" in said
 
 
 def test_a_class_in_two_images_is_on_both_sides_and_one_in_one_image_is_in_train(groups: list[list[int]]) -> None:
     classes = [{0} for _ in range(100)]
     classes[3], classes[70], classes[50] = {0, 1}, {0, 1}, {0, 2}
     for seed in range(10):
-        train, val = split_content(content_of(classes), Path(), seed=seed)
+        train, val, _ = split_content(content_of(classes), Path(), seed=seed)
         assert classes_in(train)[1] == classes_in(val)[1] == 1
         assert classes_in(train)[2] == 1 and len(val["images"]) == 20
 
@@ -91,24 +111,39 @@ def test_a_class_in_two_images_is_on_both_sides_and_one_in_one_image_is_in_train
 def test_groups_stay_together_for_every_seed(groups: list[list[int]]) -> None:
     groups += [[i, i + 1, i + 2] for i in range(0, 90, 3)]
     for seed in range(10):
-        _, val = split_content(content_of([{i % 2} for i in range(90)]), Path(), seed=seed)
+        _, val, _ = split_content(content_of([{i % 2} for i in range(90)]), Path(), seed=seed)
         ids = {image["id"] for image in val["images"]}
         assert all(len(ids & set(group)) in (0, 3) for group in groups) and len(ids) == 18
 
 
-def test_ignored_objects_do_not_count(groups: list[list[int]]) -> None:
-    content = content_of([{0} for _ in range(10)])
-    content["annotations"].append({"id": 999, "image_id": 4, "category_id": 7, "bbox": [0, 0, 1, 1], "ignore": 1})
-    in_val = [4 in {i["id"] for i in split_content(content, Path(), seed=seed)[1]["images"]} for seed in range(30)]
-    assert any(in_val)  # the only object of class 7 would keep it in train
+def test_crowds_and_ignored_objects_do_not_count(groups: list[list[int]]) -> None:
+    content = content_of([{0, 1} for _ in range(10)])
+    for number, key in enumerate(("ignore", "iscrowd")):
+        mark = {"id": 900 + number, "image_id": 4, "category_id": 7 + number, "bbox": [1, 1, 4, 4], key: 1}
+        content["annotations"].append(mark)
+    table = read_annotations(content, None, ReadOptions(crowds="crowds"))
+    table = replace(table, paths=tuple(Path(name) for name in table.file_names))
+    in_val = [4 in split_table(table, seed=seed)[1].image_ids for seed in range(30)]
+    assert any(in_val)  # the only objects of classes 7 and 8 would keep it in train
+
+
+def test_a_split_table_holds_every_object_once_and_its_findings_are_said_once(groups: list[list[int]]) -> None:
+    table = read_annotations(content_of([{i % 3, 4} for i in range(30)]), None)
+    table = replace(table, paths=tuple(Path(name) for name in table.file_names))
+    table.findings.add("warning", "an example")
+    train, val, said = split_table(table, seed=1)
+    assert sorted(train.image_ids + val.image_ids) == list(range(30)) and len(val.image_ids) == 6
+    assert sorted([*train.rows, *val.rows]) == sorted(table.rows)
+    assert train.findings.lines() == ["warning: 1 object: an example"] and not val.findings.lines()
+    assert said.startswith("val: 6 of 30 images, seed 1")
 
 
 def test_frames_of_one_scene_are_cut_into_runs_and_it_is_said(groups: list[list[int]]) -> None:
     groups.append(list(range(100)))
-    _, val = split_content(content_of([{0}] * 100), Path())
+    _, val, said = split_content(content_of([{0}] * 100), Path())
     ids = [image["id"] for image in val["images"]]
     assert len(ids) == 20 and sum(b - a > 1 for a, b in pairwise(ids)) <= 1
-    assert "cut into runs" in val["info"]["split"]
+    assert "cut into runs" in said
 
 
 def test_the_order_of_the_images_does_not_matter_and_the_seed_does(groups: list[list[int]]) -> None:
@@ -128,7 +163,7 @@ def test_copies_in_files_of_other_names_and_kinds_stay_together(tmp_path: Path) 
         picture = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)).resize((160, 120))
         picture.save(tmp_path / f"{i:04d}.png")
         picture.resize((90, 70)).save(tmp_path / f"{i + 1:04d}.png")
-    _, val = split_content(content, tmp_path)
+    _, val, _ = split_content(content, tmp_path)
     ids = {image["id"] for image in val["images"]}
     assert len(ids) == 8 and all((i in ids) == (i + 1 in ids) for i in range(0, 40, 2))
 

@@ -101,6 +101,17 @@ def test_bf16_probabilities_are_close_to_fp32(net: ResNetClassifier, photographs
     assert other.dtype == torch.float32 and 0 < float((one - other).abs().max()) < 0.05
 
 
+@pytest.mark.parametrize("kind", ["1-crop", "10-crop", "multi-scale"])
+def test_very_long_images_are_scored_by_their_middle(kind: str) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (20, 5000, 3), dtype=np.uint8)
+    rule = CropRule(kind, short_side_px=40, crop_px=32, scales_px=(32, 64))
+    for long, turned in ((image, False), (image.transpose(1, 0, 2), True)):
+        middle = long[2340:2660] if turned else long[:, 2340:2660]
+        for one, other in zip(rule.crops(long), rule.crops(middle), strict=True):
+            assert np.array_equal(one, other)
+    assert max(crop.size for crop in rule.crops(image)) <= 3 * 64 * 64 * 16
+
+
 def test_a_crop_larger_than_its_image_is_refused() -> None:
     with pytest.raises(
         ValueError, match="a crop of 224 px does not fit an image of 60x40: set input.test_short_side_px"

@@ -61,6 +61,20 @@ def test_a_folder_without_a_split_gets_the_same_one_for_training_and_for_scoring
     assert other.val is not None and names(other.val) != names(both.val)
 
 
+def test_one_error_names_what_is_wrong_with_both_splits(folder: Folder, tmp_path: Path) -> None:
+    root = folder()
+    content = load_data(config(folder=str(root), val_fraction=0.5)).train
+    assert content is not None
+    splits = {}
+    for name, box in (("train", [1, 2, 3]), ("val", "x")):
+        broken = content.table.to_coco()
+        broken["annotations"][0]["bbox"] = box
+        splits[name] = {"images": str(root / "images"), "annotations": str(tmp_path / f"{name}.json")}
+        Path(splits[name]["annotations"]).write_text(json.dumps(broken))
+    with pytest.raises(BadAnnotations, match=r"train.json(?s:.*)annotation 1: \[1, 2, 3\](?s:.*)val.json(?s:.*): x\)"):
+        load_data(config(**splits))
+
+
 def test_splits_without_a_common_class_are_an_error_and_unmatched_classes_are_said(
     folder: Folder, tmp_path: Path
 ) -> None:

@@ -205,6 +205,19 @@ def test_bad_images_among_good_ones_are_listed_at_the_end(run: Callable[..., Sai
     assert all(str(path) in said.err for path in (tmp_path / "gone.jpg", half, text))
 
 
+def test_the_limit_on_the_size_of_an_image_can_be_lowered_and_raised(
+    run: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # the command changes it
+    images = [picture(tmp_path / "a.png"), tmp_path / "b.png"]
+    Image.new("RGB", (80, 60)).save(images[1])
+    said = run(*images, "--out", tmp_path / "out", "--max-image-mpx", "0.004")
+    assert said.code == 1 and "b.png is too large" in said.err and "--max-image-mpx" in said.err
+    assert written(tmp_path / "out") == {"a"}
+    assert run(*images, "--out", tmp_path / "out2", "--max-image-mpx", "0.005").code == 0
+    assert run(*images, "--out", tmp_path / "out3", "--max-image-mpx", "0").code == 2
+
+
 def test_whatever_a_codec_raises_is_the_fault_of_that_image(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
