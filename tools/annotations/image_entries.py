@@ -202,7 +202,7 @@ def _check_pixels(
             f"image of more than {max_pixels / 1e6:.4g} megapixels",
             unit="image",
             entry=images.entry(row),
-            came=f"{paths[row]}, {width}x{height}",
+            came=f"{width}x{height}, {images.names[row]}",
             fix="shrink it or cut it into tiles; if you trust the file and have the memory, raise data.max_image_mpx"
             + (SKIP_FIX if bad == "refused" else ""),
         )

@@ -250,7 +250,7 @@ class _ZipReader:
         try:
             data = self.opened[1].read(name)
         except (*DAMAGED_MEMBER, KeyError) as error:
-            raise UnreadableImage(f"{name} in {self.path} cannot be extracted ({error}): replace it") from error
+            raise UnreadableImage(f"{name} in {self.path} cannot be read as an image ({error}): replace it") from error
         return decode_image(io.BytesIO(data), f"{name} in {self.path}")
 
     def __getstate__(self) -> dict[str, Any]:

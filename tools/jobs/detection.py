@@ -132,8 +132,8 @@ def training_config(
         given += [] if weights is None else weight_settings(weights)
         return load_config(config, [*given, *overrides])
     assert data is not None
-    given = load_values(RunConfig, None, overrides)
-    saved = Path(given.get("out") or default_out(data)) / "config.yaml"
+    chosen = load_values(RunConfig, None, overrides)
+    saved = Path(chosen.get("out") or default_out(data)) / "config.yaml"
     if resume and saved.is_file():
         weight_overrides = [] if weights is None else weight_settings(weights)
         return load_config(saved, [f"data.folder={yaml_text(str(data))}", *weight_overrides, *overrides])

@@ -127,7 +127,7 @@ def test_images_above_the_limit_are_refused_before_the_first_step_and_the_named_
         "categories": [{"id": 1, "name": "a"}],
         "annotations": [{"id": i, "image_id": i, "category_id": 1, "bbox": [4, 4, 30, 30]} for i in (1, 2)],
     }
-    with pytest.raises(BadAnnotations, match=r"more than 0.0048 megapixels \(image 2: .*2.png, 80x60\).*max_image_mpx"):
+    with pytest.raises(BadAnnotations, match=r"more than 0.004799 megapixels \(image 2: 80x60, 2.png\).*max_image_mpx"):
         read_annotations(content, tmp_path, ReadOptions(max_image_px=4799))
     table = read_annotations(content, tmp_path, ReadOptions(max_image_px=4799, on_bad_image="skip"))
     assert table.image_ids == (1,) and table.findings.count("dropped", "image") == 1
@@ -141,7 +141,7 @@ def test_an_image_of_more_pixels_than_pillow_opens_is_called_too_large(tmp_path:
         "categories": [{"id": 1, "name": "a"}],
         "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [4, 4, 30, 30]}],
     }
-    with pytest.raises(BadAnnotations, match=r"image of more than 179 megapixels \(image 1: .*1.png, 100000x100000\)"):
+    with pytest.raises(BadAnnotations, match=r"image of more than 179 megapixels \(image 1: 100000x100000, 1.png\)"):
         read_annotations(content, tmp_path)
 
 
