@@ -48,9 +48,10 @@ def check(file: Faulty, reading: ReadOptions, folder: Path) -> None:
         return
     dropped = table.findings.count("dropped")
     assert table.objects_in_file == len(table.rows) + dropped, table.findings.lines()
-    used = {table.object_ids[row]: (row, image) for row, image in zip(table.rows, table.images_of_rows())}
+    # by position: a fault may give another annotation the id of an intact one
+    used = {table.numbers[row]: (row, image) for row, image in zip(table.rows, table.images_of_rows())}
     for number, annotation in file.intact.items():
-        row, image = used[number]
+        row, image = used[number - 1]
         assert table.image_ids[image] == annotation["image_id"]
         assert table.category_ids[table.labels[row]] == annotation["category_id"]
         assert table.boxes[row].tolist() == annotation["bbox"]
