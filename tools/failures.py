@@ -121,6 +121,24 @@ def _explain_torch(text: str) -> UserError | None:
 
 
 @contextmanager
+def during(what: str) -> Iterator[None]:
+    """Say what was being done when the system or a library below failed.
+
+    Args:
+        what: such as "detecting objects in photo.jpg (640x480)"; it begins the message.
+
+    Raises:
+        UserError: as for `explained`.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (known := explain(error)) is None:
+            raise
+        raise type(known)(f"{what}: {known}") from error
+
+
+@contextmanager
 def explained(where: object = "the system") -> Iterator[None]:
     """Raise errors of the system and of libraries below as `UserError`s.
 

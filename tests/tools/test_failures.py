@@ -17,7 +17,7 @@ import torch
 from resnet_backbone.errors import CannotWrite, InvalidValue, UserError
 from resnet_backbone.weights.read import read_file, save_atomically
 from tests.tools.conftest import Said
-from tools.failures import FIXES, OutOfMemory, ProcessLost, SystemFailure, explain, explained, system_error
+from tools.failures import FIXES, OutOfMemory, ProcessLost, SystemFailure, during, explain, explained, system_error
 from tools.files import write_text
 
 Call = Callable[..., Said]
@@ -95,6 +95,14 @@ def test_a_bug_stays_a_bug(error: Exception) -> None:
     assert explain(error) is None
     with pytest.raises(type(error)), explained():
         raise error
+
+
+def test_what_was_being_done_begins_the_message_of_too_little_memory_and_not_of_a_bug() -> None:
+    message = r"^detecting objects in a.jpg \(9x9\): there is not enough memory"
+    with pytest.raises(OutOfMemory, match=message), during("detecting objects in a.jpg (9x9)"):
+        torch.empty(2**60, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="^mine$"), during("detecting objects"):
+        raise ValueError("mine")
 
 
 def test_the_first_error_of_the_system_among_the_causes_is_found() -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from tools.devices import pick_precision
 from tools.evaluation.classes import match_categories
 from tools.evaluation.results import coco_results, write_results
 from tools.evaluation.scores import Scores, score_coco
-from tools.failures import explain
+from tools.failures import during
 from tools.files import write_text
 
 from . import runs
@@ -87,7 +86,7 @@ def predict_results(
     batches = [records[i : i + batch_size] for i in range(0, len(records), batch_size)]
     for batch in track(batches, "score", console=CONSOLE, disable=quiet or not CONSOLE.is_terminal):
         readable = list(runs.read_images(image_reader(config), batch, config))
-        with named(batch):
+        with during(f"detecting objects in {_listed(batch)}"):
             found = predictor([image for _, image in readable])
         for (record, _), detections in zip(readable, found):
             predicted.results.extend(coco_results(record.image_id, detections, match.category_ids))
@@ -96,23 +95,9 @@ def predict_results(
     return predicted
 
 
-@contextmanager
-def named(records: Sequence[ImageRecord]) -> Iterator[None]:
-    """Raise errors of the system, such as too little memory, with the names of the images that were predicted.
-
-    Args:
-        records: the images.
-
-    Raises:
-        UserError: as for `tools.failures.explain`.
-    """
-    try:
-        yield
-    except Exception as error:
-        if (known := explain(error)) is None:
-            raise
-        sizes = ", ".join(f"{r.path} ({r.size.width}x{r.size.height})" for r in records)
-        raise type(known)(f"detecting objects in {sizes}: {known}") from error
+def _listed(records: Sequence[ImageRecord]) -> str:
+    """Files and sizes, for a message."""
+    return ", ".join(f"{r.path} ({r.size.width}x{r.size.height})" for r in records)
 
 
 def score(detector: RCNN, predicted: Predicted, data: CocoData, config: RunConfig) -> Scores:

@@ -27,7 +27,7 @@ from resnet_backbone.errors import AlreadyExists, InvalidValue
 from tools.console import CONSOLE
 from tools.data.guard import read_record
 from tools.devices import pick_device, pick_precision
-from tools.failures import explained
+from tools.failures import during, explained
 from tools.files import write_text
 
 from .detection_pictures import detections_to_json, draw_detections
@@ -144,7 +144,8 @@ def _predict_one(
     source: Source, image: np.ndarray, detector: RCNN, predictor: Predictor, picture: Path, min_score: float
 ) -> Prediction:
     """Predict one image and write its files."""
-    detections = predictor([image])[0]
+    with during(f"detecting objects in {source.path} ({image.shape[1]}x{image.shape[0]})"):
+        detections = predictor([image])[0]
     drawing = draw_detections(image, detections, detector.class_names, min_score=min_score, min_side_px=PICTURE_SIDE_PX)
     content = detections_to_json(source.path, image, detections, detector.class_names)
     json_path = json_of(picture)
