@@ -7,9 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .roi_align import SMALL_GRID, roi_align_by_channels, roi_align_operator, roi_align_products
+from .roi_align import roi_align_operator, roi_align_rows
 
-__all__ = ["RoIAlign", "roi_align", "roi_align_by_channels", "roi_align_operator", "roi_align_products"]
+__all__ = ["RoIAlign", "roi_align", "roi_align_operator", "roi_align_rows"]
 
 
 class RoIAlign(Protocol):
@@ -35,10 +35,9 @@ class RoIAlign(Protocol):
 
 
 def roi_align(feature: Tensor, regions: Tensor, *, size: int, scale: float, samples: int, aligned: bool) -> Tensor:
-    """RoIAlign with the fastest implementation for the device and the size of the grid.
+    """RoIAlign with the fastest implementation for the device.
 
-    Compiled and exported code, and code on a GPU, uses torchvision's operator. In eager mode on a CPU, small grids use
-    matrix products; large grids use one slice of the channels per thread if gradients are needed.
+    Compiled and exported code, and code on a GPU, uses torchvision's operator; eager code on a CPU sums weighted rows.
 
     Args:
         feature: (N, C, H, W), in any precision; it is converted to that of the regions.
@@ -52,10 +51,6 @@ def roi_align(feature: Tensor, regions: Tensor, *, size: int, scale: float, samp
         (R, C, size, size), in the precision of the regions.
     """
     feature = feature.to(regions.dtype)
-    kernel: RoIAlign = roi_align_operator
-    if feature.device.type == "cpu" and not torch.compiler.is_compiling():
-        if feature.shape[2] * feature.shape[3] <= SMALL_GRID:
-            kernel = roi_align_products
-        elif feature.requires_grad and torch.is_grad_enabled():
-            kernel = roi_align_by_channels
+    on_cpu = feature.device.type == "cpu" and not torch.compiler.is_compiling()
+    kernel: RoIAlign = roi_align_rows if on_cpu else roi_align_operator
     return kernel(feature, regions, size=size, scale=scale, samples=samples, aligned=aligned)

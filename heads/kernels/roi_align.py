@@ -1,27 +1,21 @@
-"""Implementations of RoIAlign (He et al., *Mask R-CNN*, 2017, section 3).
+"""Implementations of RoIAlign (He et al., *Mask R-CNN*, 2017, section 3): torchvision's operator, and weighted rows.
 
-There are three: torchvision's operator, the same operator on slices of the channels, and two matrix products. R
-regions, C channels, (H, W) the grid, P bins per side.
+RoIAlign averages bilinear samples on a regular grid in every bin, so a bin is a weighted sum of cells of the feature
+map. With the channels of a cell side by side in memory, that is a sum of rows of a table, which torch computes with
+`embedding_bag` on all cores. The gradient is the same sum with the roles of bins and cells exchanged. Both are
+deterministic. torchvision's CPU operator gathers channel by channel, and computes gradients on one core.
 
-RoIAlign averages bilinear samples on a regular grid in every bin. The weights of the samples are products of a row part
-and a column part, so the operation is out[c] = rows @ feature[c] @ columns^T with rows (P, H) and columns (P, W).
-torchvision's CPU operator computes gradients on one core; matrix products use all cores.
+R regions, C channels, (H, W) the grid, P bins per side, K cells of a bin along one axis.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor
-
-# Number of cells at which both take the same time on a CPU. The time of the products grows with H * W, that of the
-# operator does not.
-SMALL_GRID = 8192
 
 
 def roi_align_operator(
@@ -33,81 +27,41 @@ def roi_align_operator(
     return pooled
 
 
-def roi_align_by_channels(
-    feature: Tensor, regions: Tensor, *, size: int, scale: float, samples: int, aligned: bool
-) -> Tensor:
-    """RoIAlign by torchvision's CPU operator, one slice of the channels per thread.
+def roi_align_rows(feature: Tensor, regions: Tensor, *, size: int, scale: float, samples: int, aligned: bool) -> Tensor:
+    """RoIAlign by sums of weighted rows; arguments as for `heads.kernels.RoIAlign`.
 
-    The operator uses one core. Its backward pass would take the largest part of a training step. Arguments as for
-    `heads.kernels.RoIAlign`.
+    Regions get no gradient, as in torchvision. The result is channels_last in memory.
     """
-    kernel = partial(
-        torchvision.ops.roi_align,
-        boxes=regions,
-        output_size=size,
-        spatial_scale=scale,
-        sampling_ratio=samples,
-        aligned=aligned,
-    )
-    out: Tensor = _ByChannels.apply(feature, kernel)
-    return out
-
-
-class _ByChannels(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, feature: Tensor, kernel: Callable[[Tensor], Tensor]) -> Tensor:
-        slices = [part.contiguous() for part in feature.detach().chunk(torch.get_num_threads(), dim=1)]
-        with ThreadPoolExecutor(len(slices)) as pool:
-            ctx.graphs = list(pool.map(lambda part: _with_graph(part, kernel), slices))
-        return torch.cat([out.detach() for _, out in ctx.graphs], dim=1)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        graphs, ctx.graphs = ctx.graphs, None
-        parts = torch.split(gradient, [out.shape[1] for _, out in graphs], dim=1)
-        with ThreadPoolExecutor(len(graphs)) as pool:
-            gradients = pool.map(lambda g, part: torch.autograd.grad(g[1], g[0], part.contiguous())[0], graphs, parts)
-            return torch.cat(list(gradients), dim=1), None
-
-
-def _with_graph(part: Tensor, kernel: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """A slice of the channels and its pooled regions, with a graph of their own."""
-    part.requires_grad_()
-    with torch.enable_grad():
-        return part, kernel(part)
-
-
-def roi_align_products(
-    feature: Tensor, regions: Tensor, *, size: int, scale: float, samples: int, aligned: bool
-) -> Tensor:
-    """Two matrix products; arguments as for `heads.kernels.RoIAlign`.
-
-    Regions get no gradient, as in torchvision.
-    """
-    height, width = feature.shape[2:]
+    channels, height, width = feature.shape[1:]
     edges = regions[:, 1:].detach() * scale - (0.5 if aligned else 0.0)
     extent = edges[:, 2:] - edges[:, :2]
     if not aligned:  # without the half-pixel shift, every region covers at least one cell
         extent = extent.clamp(min=1)
-    rows = bin_weights(edges[:, 1], extent[:, 1], size, height, samples)
-    columns = bin_weights(edges[:, 0], extent[:, 0], size, width, samples)
-    channels = feature.shape[1]
-    image_of = regions[:, 0].long()
-    parts, order = [], []
-    with torch.autocast("cpu", enabled=False):
-        for index, plane in enumerate(feature.permute(0, 2, 3, 1)):  # (H, W, C)
-            indices = (image_of == index).nonzero().flatten()
-            row_sums = rows[indices].flatten(0, 1) @ plane.reshape(height, width * channels)
-            parts.append(columns[indices].unsqueeze(1) @ row_sums.reshape(len(indices), size, width, channels))
-            order.append(indices)
-    out = torch.cat(parts)
-    if bool((image_of.diff() < 0).any()):  # the regions are not ordered by image
-        out = out[torch.cat(order).argsort()]
-    return out.permute(0, 3, 1, 2)
+    rows = _cells(edges[:, 1], extent[:, 1], size, height, samples)
+    columns = _cells(edges[:, 0], extent[:, 0], size, width, samples)
+    image_start = regions[:, 0].detach().int() * (height * width)
+    bins = _Bins.of(rows, columns, image_start, width, ragged=samples == 0)
+    table = feature.permute(0, 2, 3, 1).reshape(-1, channels)
+    pooled: Tensor = _WeightedRows.apply(table, bins)
+    return pooled.reshape(len(regions), size, size, channels).permute(0, 3, 1, 2)
 
 
-def bin_weights(low: Tensor, extent: Tensor, bins: int, cells: int, samples: int) -> Tensor:
-    """Weights of the cells of one axis in the bins of regions, as in torchvision's kernel.
+class _Axis(NamedTuple):
+    """Which cells the bins of regions take along one axis.
+
+    Attributes:
+        cells: (R, P, K) int32.
+        weights: (R, P, K) their weights.
+        used: (R,) int64, how many of the K are used.
+    """
+
+    cells: Tensor
+    weights: Tensor
+    used: Tensor
+
+
+def _cells(low: Tensor, extent: Tensor, bins: int, cells: int, samples: int) -> _Axis:
+    """Cells and weights of one axis, with positions in the order of operations of torchvision's kernel.
 
     Samples outside [-1, cells] have weight zero; samples beyond the centre of the outermost cell read that cell.
 
@@ -119,21 +73,110 @@ def bin_weights(low: Tensor, extent: Tensor, bins: int, cells: int, samples: int
         samples: samples per bin; 0 takes as many as there are cells under the bin.
 
     Returns:
-        (R, bins, cells).
+        The cells. With a given number of samples every sample has two of its own; else the samples of a bin share
+        them, since neighbours are at most a cell apart.
     """
     # extent is an argument: computed as high - low, rounding could make one cell a little longer, and its ceiling two
     bin_size = extent / bins
-    count = bin_size.ceil().clamp(min=0) if samples == 0 else torch.full_like(low, samples)
-    most = int(count.max()) if len(count) else 0
+    count = torch.full_like(low, samples) if samples else bin_size.ceil().nan_to_num(0.0, posinf=0.0).clamp(min=0)
+    most = samples or (int(count.max()) if len(count) else 0)
     step = torch.arange(most, device=low.device, dtype=low.dtype)
-    within = (step + 0.5) / count.clamp(min=1)[:, None]  # (R, most)
-    bin_position = torch.arange(bins, device=low.device, dtype=low.dtype)[:, None] + within[:, None]
-    position = low[:, None, None] + bin_size[:, None, None] * bin_position  # (R, bins, most)
+    bin_start = torch.arange(bins, device=low.device, dtype=low.dtype) * bin_size[:, None]
+    within = (step + 0.5) * bin_size[:, None] / count.clamp(min=1)[:, None]
+    position = low[:, None, None] + bin_start[:, :, None] + within[:, None]  # (R, bins, most)
     counts = (step < count[:, None])[:, None] & (position >= -1) & (position <= cells)
-    position = position.clamp(0, cells - 1)
+    share = counts / count.clamp(min=1)[:, None, None]
+    position = position.nan_to_num(0.0).clamp(0, cells - 1)
     first = position.floor()
     fraction = position - first
-    share = counts / count.clamp(min=1)[:, None, None]
-    weights = position.new_zeros(len(low), bins, cells)
-    weights.scatter_add_(2, first.long(), share * (1 - fraction))
-    return weights.scatter_add_(2, (first.long() + 1).clamp(max=cells - 1), share * fraction)
+    index = torch.stack([first, (first + 1).clamp(max=cells - 1)], dim=3).flatten(2).int()
+    weights = torch.stack([share * (1 - fraction), share * fraction], dim=3).flatten(2)
+    if samples:
+        return _Axis(index, weights, torch.full((len(low),), 2 * samples, device=low.device))
+    lowest = index[:, :, :1]
+    offset = torch.where(weights > 0, index - lowest, 0)
+    shared = weights.new_zeros(len(low), bins, most + 2)
+    shared.scatter_add_(2, offset.long(), weights)
+    reach = offset.flatten(1).amax(1) + 1 if most else torch.zeros_like(low, dtype=torch.int32)
+    index = lowest + torch.arange(most + 2, device=low.device, dtype=torch.int32) if most else index
+    return _Axis(index.clamp(max=cells - 1), shared, torch.where(count > 0, reach, 0).long())
+
+
+class _Bins(NamedTuple):
+    """The cells of all bins: E pairs of a bin and a cell, bin by bin.
+
+    Attributes:
+        cells: (E,) int32, rows of the table.
+        weights: (E,).
+        starts: (R * P * P,) int32, where the pairs of a bin begin.
+        bin_of: (E,) int32, the bin of a pair; None if all bins have equally many.
+    """
+
+    cells: Tensor
+    weights: Tensor
+    starts: Tensor
+    bin_of: Tensor | None
+
+    @classmethod
+    def of(cls, rows: _Axis, columns: _Axis, image_start: Tensor, width: int, *, ragged: bool) -> _Bins:
+        """Combine both axes.
+
+        Args:
+            rows: cells along the height.
+            columns: cells along the width.
+            image_start: (R,) int32, the first row of the table of the region's image.
+            width: of the grid.
+            ragged: whether regions differ in the number of cells of a bin.
+
+        Returns:
+            The bins.
+        """
+        regions, size, device = len(image_start), rows.cells.shape[1], image_start.device
+        row_starts = image_start[:, None, None] + rows.cells * width
+        if not ragged:
+            cells = row_starts[:, :, None, :, None] + columns.cells[:, None, :, None, :]
+            weights = rows.weights[:, :, None, :, None] * columns.weights[:, None, :, None, :]
+            each = cells.shape[3] * cells.shape[4]
+            starts = torch.arange(regions * size * size, device=device, dtype=torch.int32) * each
+            return cls(cells.flatten(), weights.flatten(), starts, None)
+        counts = (rows.used * columns.used).repeat_interleave(size * size)
+        bin_of = torch.arange(len(counts), device=device).repeat_interleave(counts)
+        starts = counts.cumsum(0) - counts
+        region, within = bin_of // (size * size), bin_of % (size * size)
+        place = torch.arange(len(bin_of), device=device) - starts[bin_of]
+        across = columns.used[region]
+        row = region * size + within // size, place // across
+        column = region * size + within % size, place % across
+        cells = row_starts.flatten(0, 1)[row] + columns.cells.flatten(0, 1)[column]
+        weights = rows.weights.flatten(0, 1)[row] * columns.weights.flatten(0, 1)[column]
+        return cls(cells, weights, starts.int(), bin_of.int())
+
+
+class _WeightedRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, bins: _Bins) -> Tensor:
+        ctx.save_for_backward(*bins)
+        ctx.rows = len(table)
+        return _sum_rows(table, bins.cells, bins.weights, bins.starts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        bins = _Bins(*ctx.saved_tensors)
+        order = bins.cells.argsort(stable=True)  # the pairs cell by cell
+        counts = torch.bincount(bins.cells, minlength=ctx.rows)
+        starts = (counts.cumsum(0) - counts).int()
+        if bins.bin_of is None:
+            bin_of = (order // max(1, len(bins.cells) // max(1, len(bins.starts)))).int()
+        else:
+            bin_of = bins.bin_of[order]
+        return _sum_rows(gradient, bin_of, bins.weights[order], starts), None
+
+
+def _sum_rows(table: Tensor, index: Tensor, weights: Tensor, starts: Tensor) -> Tensor:
+    """Sums of weighted rows: group g takes the entries from starts[g] to starts[g + 1]."""
+    if not len(starts) or not len(table):
+        return table.new_zeros(len(starts), table.shape[1])
+    with torch.autocast(table.device.type, enabled=False):
+        return F.embedding_bag(
+            index, table.contiguous(), starts, mode="sum", per_sample_weights=weights.to(table.dtype)
+        )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from heads import DetectorRecipe, ImageBatch, MaskHeadSpec, build_detector
 from heads.detector import RCNN
-from heads.kernels import RoIAlign, roi_align, roi_align_operator, roi_align_products
+from heads.kernels import RoIAlign, roi_align, roi_align_operator, roi_align_rows
 from heads.mask_head import MaskHead
 from heads.protocols import InstanceHead
 from heads.roi_pool import RegionPooler
@@ -59,7 +59,7 @@ def test_a_pooler_uses_the_kernel_that_it_is_given(small_recipe: DetectorRecipe)
 
     def counted(feature: Tensor, regions: Tensor, *, size: int, scale: float, samples: int, aligned: bool) -> Tensor:
         calls.append("counted")
-        return roi_align_products(feature, regions, size=size, scale=scale, samples=samples, aligned=aligned)
+        return roi_align_rows(feature, regions, size=size, scale=scale, samples=samples, aligned=aligned)
 
     kernel: RoIAlign = counted
     specs = {"p2": FeatureSpec(4, 4), "p3": FeatureSpec(4, 8)}

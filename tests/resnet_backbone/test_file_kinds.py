@@ -68,7 +68,7 @@ def test_archives_and_torch_files_have_different_fixes(tmp_path: Path) -> None:
         (b"  \n", "is an empty file .0 bytes., not COCO's JSON: give a COCO instances file"),
         (b"version https://git-lfs.github.com/spec/v1", "is a git-lfs pointer.*: run `git lfs pull`"),
         (b"<!DOCTYPE html>", "is an HTML page, not COCO's JSON: the download gave a page"),
-        (gzip.compress(b"{}"), "is a gzip archive, not COCO's JSON: unpack it"),
+        (gzip.compress(b"{}", mtime=0), "is a gzip archive, not COCO's JSON: unpack it"),
         (b"\xff\xd8\xff\xe0", "is a JPEG image, not COCO's JSON: give a COCO instances file"),
         (b'{"images": [', "is not complete JSON"),
         (b"image,x1,y1", "is not complete JSON"),

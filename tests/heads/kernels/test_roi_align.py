@@ -1,4 +1,4 @@
-"""RoIAlign by matrix products equals torchvision's kernel in values and gradients."""
+"""RoIAlign by weighted rows equals torchvision's kernel in values and gradients."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from heads.kernels import roi_align, roi_align_products
-from heads.kernels.roi_align import SMALL_GRID
+from heads.kernels import roi_align, roi_align_rows
 
 
 def regions(count: int, images: int, reach: float) -> Tensor:
@@ -36,7 +35,7 @@ def test_values_and_gradients_equal_torchvision(
     torch.manual_seed(seed)
     feature = torch.randn(2, 3, *grid, dtype=torch.float64, requires_grad=True)
     rois = regions(9, 2, max(grid) / scale)
-    actual = roi_align_products(feature, rois, size=size, scale=scale, samples=samples, aligned=aligned)
+    actual = roi_align_rows(feature, rois, size=size, scale=scale, samples=samples, aligned=aligned)
     expected = tv.roi_align(feature, rois, size, scale, samples, aligned=aligned)
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
     weight = torch.randn_like(expected)
@@ -48,19 +47,17 @@ def test_a_region_below_one_cell_takes_one_sample_at_any_position() -> None:
     """Without `aligned` it is widened to one cell. Rounding, as in 0.1 + 1 - 0.1 > 1, must not give two samples."""
     feature, corner = torch.randn(1, 2, 9, 9, dtype=torch.float64), torch.linspace(0, 7, 200, dtype=torch.float64)
     rois = torch.stack([corner * 0, corner, corner, corner + 0.5, corner + 0.25], dim=1)
-    actual = roi_align_products(feature, rois, size=1, scale=1.0, samples=0, aligned=False)
+    actual = roi_align_rows(feature, rois, size=1, scale=1.0, samples=0, aligned=False)
     torch.testing.assert_close(actual, tv.roi_align(feature, rois, 1, 1.0, 0, aligned=False), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("side", [8, 128])
-def test_small_and_large_grids_equal_torchvision_in_the_precision_of_the_regions(side: int) -> None:
-    """SMALL_GRID separates two implementations; both pool bfloat16 features in float32, also under autocast."""
-    assert (side**2 <= SMALL_GRID) == (side == 8)
-    feature, rois = torch.randn(2, 3, side, side).bfloat16(), regions(12, 2, side * 4.0).float()
+@pytest.mark.parametrize("samples", [0, 2])
+def test_bfloat16_features_are_pooled_in_the_precision_of_the_regions(samples: int) -> None:
+    feature, rois = torch.randn(2, 3, 40, 50).bfloat16(), regions(12, 2, 160.0).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        actual = roi_align(feature, rois, size=7, scale=0.25, samples=0, aligned=True)
+        actual = roi_align(feature, rois, size=7, scale=0.25, samples=samples, aligned=True)
     assert actual.dtype == torch.float32
-    expected = tv.roi_align(feature.float(), rois, 7, 0.25, 0, aligned=True)
+    expected = tv.roi_align(feature.float(), rois, 7, 0.25, samples, aligned=True)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -71,29 +68,43 @@ def test_no_regions_give_an_empty_output_and_zero_gradients() -> None:
     assert pooled.shape == (0, 3, 7, 7) and feature.grad is not None and not feature.grad.any()
 
 
-@pytest.mark.parametrize("channels", [1, 5, 16])
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_kernel_on_slices_of_the_channels_equals_the_whole_kernel(channels: int, threads: int) -> None:
-    """Above SMALL_GRID, training gives each thread a slice of the channels; values and gradients stay equal."""
-    base = torch.randn(2, channels, 96, 100).contiguous(memory_format=torch.channels_last)
-    rois, num_threads = regions(40, 2, 400.0).float(), torch.get_num_threads()
-    weight, results = torch.randn(40, channels, 7, 7), []
-    torch.set_num_threads(threads)
+@pytest.mark.parametrize("samples", [0, 2])
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_results_do_not_depend_on_threads_or_memory_format(samples: int, memory_format: torch.memory_format) -> None:
+    base, rois = torch.randn(2, 16, 96, 100), regions(40, 2, 400.0).float()
+    weight, results, num_threads = torch.randn(40, 16, 7, 7), [], torch.get_num_threads()
     try:
-        for function in (
-            lambda f: roi_align(f, rois, size=7, scale=0.25, samples=0, aligned=True),
-            lambda f: tv.roi_align(f.contiguous(), rois, 7, 0.25, 0, aligned=True),
-        ):
-            feature = base.clone().requires_grad_()
-            out = function(feature)
+        for threads, layout in ((1, torch.contiguous_format), (3, memory_format), (3, memory_format)):
+            torch.set_num_threads(threads)
+            feature = base.clone(memory_format=layout).requires_grad_()
+            out = roi_align(feature, rois, size=7, scale=0.25, samples=samples, aligned=True)
             (out * weight).sum().backward()
+            assert feature.grad is not None
             results.append((out.detach(), feature.grad))
     finally:
         torch.set_num_threads(num_threads)
-    (actual, actual_gradient), (expected, expected_gradient) = results
-    assert torch.equal(actual, expected) and expected.any()
-    assert (
-        actual_gradient is not None
-        and expected_gradient is not None
-        and torch.equal(actual_gradient, expected_gradient)
-    )
+    for pooled, gradient in results[1:]:
+        assert torch.equal(pooled, results[0][0]) and torch.equal(gradient, results[0][1])
+
+
+@pytest.mark.parametrize("samples", [0, 2])
+def test_regions_that_are_not_finite_read_nothing_outside_the_grid(samples: int) -> None:
+    feature = torch.randn(1, 3, 9, 9)
+    rois = torch.tensor([[0, float("nan"), 1, 5, 5], [0, 1, 1, 5, 5]])
+    pooled = roi_align_rows(feature, rois, size=2, scale=1.0, samples=samples, aligned=True)
+    expected = tv.roi_align(feature, rois[1:], 2, 1.0, samples, aligned=True)
+    torch.testing.assert_close(pooled[1:], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_call_keeps_no_more_memory_than_its_result_and_its_pairs() -> None:
+    """16 weighted cells per bin at 2 x 2 samples: what is saved for the gradient does not grow with the grid."""
+    feature = torch.randn(1, 4, 300, 300, requires_grad=True)
+    saved: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        roi_align(feature, regions(10, 1, 300.0).float(), size=7, scale=1.0, samples=2, aligned=True)
+    assert 0 < sum(tensor.numel() for tensor in saved) <= 10 * 49 * (2 * 16 + 1)
