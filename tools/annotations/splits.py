@@ -42,8 +42,11 @@ def split_table(
         if not crowd:
             classes[image].add(int(label))
     in_val, said = choose_val(table.paths, classes, table.source, val_fraction=val_fraction, seed=seed)
-    val = replace(table.with_images(in_val), findings=Findings(table.source))
-    return table.with_images(~in_val), val, said
+    train, val = table.with_images(~in_val), table.with_images(in_val)
+    # what was dropped counts once, with the findings
+    train = replace(train, objects_in_file=table.objects_in_file - len(val.rows))
+    val = replace(val, objects_in_file=len(val.rows), findings=Findings(table.source))
+    return train, val, said
 
 
 def choose_val(

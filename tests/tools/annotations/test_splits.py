@@ -134,6 +134,7 @@ def test_a_split_table_holds_every_object_once_and_its_findings_are_said_once(gr
     train, val, said = split_table(table, seed=1)
     assert sorted(train.image_ids + val.image_ids) == list(range(30)) and len(val.image_ids) == 6
     assert sorted([*train.rows, *val.rows]) == sorted(table.rows)
+    assert train.objects_in_file + val.objects_in_file == table.objects_in_file == len(train.rows) + len(val.rows)
     assert train.findings.lines() == ["warning: 1 object: an example"] and not val.findings.lines()
     assert said.startswith("val: 6 of 30 images, seed 1")
 
