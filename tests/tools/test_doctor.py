@@ -26,6 +26,7 @@ from tests.tools.conftest import Said
 from tools import doctor as command
 from tools.config.detection import RunConfig
 from tools.config.settings import validate
+from tools.data import loader
 from tools.evaluation import results as writer
 from tools.jobs import doctor
 from tools.jobs.doctor import Check, check_data
@@ -149,11 +150,11 @@ def test_an_ignored_orientation_fails_the_image_check(
     turned = config_for(folder, few.data.val.annotations)
     assert failed(check_data(turned)) == set()
 
-    def sideways(path: Path) -> Any:
+    def sideways(path: Path, max_pixels: int | None = None) -> Any:
         with Image.open(path) as image:
             return reading.np.asarray(image.convert("RGB"))
 
-    monkeypatch.setattr(doctor.loader, "read_image", sideways)
+    monkeypatch.setattr(loader, "read_image", sideways)
     assert {"images", "objects"} <= failed(check_data(turned))
 
 
