@@ -57,7 +57,7 @@ def main() -> int:
         "--max-image-mpx",
         type=float,
         default=MAX_PIXELS / 1e6,
-        help=f"megapixels; larger images count as damaged ones, since a small file can claim a size that exhausts the "
+        help=f"megapixels; larger images are treated as damaged, since a small file can claim a size that exhausts the "
         f"memory (default {MAX_PIXELS / 1e6:.0f})",
     )
     args = parser.parse_args()

@@ -73,8 +73,8 @@ def _cells(low: Tensor, extent: Tensor, bins: int, cells: int, samples: int) -> 
         samples: samples per bin; 0 takes as many as there are cells under the bin.
 
     Returns:
-        The cells. With a given number of samples every sample has two of its own; else the samples of a bin share
-        them, since neighbours are at most a cell apart.
+        The cells. With a fixed number of samples, every sample has two entries. With adaptive sampling, the samples
+        of a bin that read the same cell share one entry.
     """
     # extent is an argument: computed as high - low, rounding could make one cell a little longer, and its ceiling two
     bin_size = extent / bins

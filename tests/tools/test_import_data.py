@@ -84,6 +84,8 @@ def test_every_object_is_written_once_and_reads_again_with_its_box(
     )
     assert Counter(key[0] for key in found.elements()) == {"train": 32, "val": 8}
     assert "YOLO" in said(console) and "val: 4 of 20 images, seed 3" in said(console)
+    written = json.loads((out / "annotations" / "instances_val.json").read_text())
+    assert "seed 3" in written["info"]["split"]
     assert read_folder(out).splits["val"].images == out / "val"
     images = {path.name: path.read_bytes() for path in (tmp_path / "yolo").glob("*.png")}
     assert {path.name: path.read_bytes() for path in out.rglob("*.png")} == images

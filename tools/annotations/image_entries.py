@@ -66,7 +66,7 @@ def read_images(
         malformed: severity of an entry that cannot be read.
         on_bad_image: "stop" refuses images that are missing or have another size, "skip" leaves them out.
         outside: whether files outside the folder may be read.
-        max_pixels: larger images are `on_bad_image`.
+        max_pixels: images with more pixels are refused or left out, as `on_bad_image` says.
 
     Returns:
         The images.

@@ -38,7 +38,7 @@ class ReadOptions:
             every mask; "crowds": always as crowds; "objects": never.
         classes: new class name -> names of the categories that it takes; None keeps all.
         outside_images: whether image files outside the image folder may be read.
-        max_image_px: an image with more pixels is one that cannot be read.
+        max_image_px: images with more pixels are treated as `on_bad_image` says.
         allow_empty: whether a split without any object is read. It is refused by default.
     """
 

@@ -74,8 +74,8 @@ class DataConfig(Section):
     max_image_mpx: float = Field(
         MAX_PIXELS / 1e6,
         gt=0,
-        description="megapixels; larger images are as damaged ones, since a small file can claim a size that exhausts "
-        "the memory",
+        description="megapixels; larger images are treated as damaged, since a small file can claim a size that "
+        "exhausts the memory",
     )
     workers: int = Field(2, ge=0, description="loader processes per training process; 0: load in that process")
 

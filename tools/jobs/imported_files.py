@@ -148,6 +148,9 @@ def _content(split: ImportedSplit, names: Sequence[str]) -> dict[str, Any]:
     rows = table.rows.tolist()
     ids = [table.object_ids[row] for row in rows]
     keeps_ids = len(set(ids)) == len(ids) and all(isinstance(i, int) and i > 0 for i in ids)
+    if not keeps_ids and any(i is not None for i in ids):
+        what = "annotation ids that repeat, or are no positive numbers: written as 1, 2, ..."
+        table.findings.add("note", what, unit="file")
     listed = original.get("annotations") or []
     annotations = []
     for row, object_id, entry in zip(rows, ids, coco["annotations"], strict=True):

@@ -118,22 +118,30 @@ def as_options(text: str) -> str:
 def _read(splits: Sequence[Split], options: ImportOptions) -> list[ImportedSplit]:
     """Read and check all splits, with one error for all of them."""
     classes: dict[str, list[str]] | None = None
+    originals: dict[str, Mapping[str, Any]] = {}
     if options.classes:
-        contents = [_original(split) for split in splits]
-        known = dict.fromkeys(name for content in contents for name in _class_names(content))
+        originals = {split.name: _original(split) for split in splits}
+        known = dict.fromkeys(name for content in originals.values() for name in _class_names(content))
         classes = parse_classes(options.classes, list(known))
+    readers = {s.name: partial(_read_split, s, options, classes, originals.get(s.name)) for s in splits}
     try:
-        read = read_all({split.name: partial(_read_split, split, options, classes) for split in splits})
+        read = read_all(readers)
     except BadAnnotations as error:
         raise BadAnnotations(as_options(str(error))) from error
     return list(read.values())
 
 
-def _read_split(split: Split, options: ImportOptions, classes: Mapping[str, Sequence[str]] | None) -> ImportedSplit:
+def _read_split(
+    split: Split,
+    options: ImportOptions,
+    classes: Mapping[str, Sequence[str]] | None,
+    original: Mapping[str, Any] | None,
+) -> ImportedSplit:
+    """Read one split; `original` is its content if it is known already, as it is if classes were chosen."""
     source = split.annotations if split.content is None else split.content
     chosen = None
-    if classes is not None:  # a split need not have every class
-        own = set(_class_names(_original(split)))
+    if classes is not None and original is not None:  # a split need not have every class
+        own = set(_class_names(original))
         chosen = {new: tuple(old for old in olds if old in own) for new, olds in classes.items()}
         chosen = {new: olds for new, olds in chosen.items() if olds}
     reading = ReadOptions(
@@ -146,7 +154,8 @@ def _read_split(split: Split, options: ImportOptions, classes: Mapping[str, Sequ
         allow_empty=True,
     )
     table = read_annotations(source, split.images, reading, findings=split.findings)
-    return ImportedSplit(split.name, table, split.images, _original(split), tuple(classes or ()))
+    original = _original(split) if original is None else original
+    return ImportedSplit(split.name, table, split.images, original, tuple(classes or ()))
 
 
 def _original(split: Split) -> Mapping[str, Any]:
@@ -197,4 +206,9 @@ def _with_val(
         return [replace(split, name="train" if split.name == "all" else split.name)]
     train, val, said = split_table(split.table, val_fraction=options.val_fraction, seed=options.seed)
     _say(console, f"no validation split is there, so one was made: {said}")
-    return [replace(split, name="train", table=train), replace(split, name="val", table=val)]
+    info = split.original.get("info")
+    original = {**split.original, "info": {**(info if isinstance(info, Mapping) else {}), "split": said}}
+    return [
+        replace(split, name="train", table=train, original=original),
+        replace(split, name="val", table=val, original=original),
+    ]
