@@ -19,6 +19,7 @@ from tools.data.coco import load_coco
 from tools.evaluation.scores import score_coco
 from tools.jobs.doctor import check_data
 
+pytestmark = needs_cases
 MASKS = ReadOptions(masks=True)
 BOX, SQUARE = [8.0, 8.0, 20.0, 16.0], [8, 8, 28, 8, 28, 24, 8, 24]
 NAMED = {case["name"]: case for case in CASES["cases"]}
@@ -82,7 +83,6 @@ def doctor(made: tuple[Path, Path], **data: Any) -> dict[str, str]:
     return verdicts
 
 
-@needs_cases
 def test_every_case_is_tested() -> None:
     tested = {*WORKS, *DEGENERATE, *MALFORMED, *REFUSED, *names("box model: works", "left out with a count")}
     assert tested == set(NAMED) and len(NAMED) == 45
@@ -184,7 +184,6 @@ def test_a_file_that_cannot_be_meant_so_is_refused_with_the_fix(name: str, tmp_p
     assert doctor(made)["annotations"].startswith("NO")
 
 
-@needs_cases
 def test_the_settings_that_errors_name_work(tmp_path: Path) -> None:
     corners = make_case(NAMED["bbox xyxy instead of xywh"], tmp_path / "corners")
     assert read(corners, ReadOptions(masks=True, box_format="xyxy")).boxes.tolist() == [BOX]
@@ -200,14 +199,12 @@ def test_the_settings_that_errors_name_work(tmp_path: Path) -> None:
         read(crowds, ReadOptions(crowds="crowds"))
 
 
-@needs_cases
 def test_a_box_without_an_outline_is_used_by_a_model_of_boxes_only(tmp_path: Path) -> None:
     made = with_a_good_object(NAMED["outline null, box there"], tmp_path)
     assert trained_is_scored(made, ReadOptions()) == 2
     assert trained_is_scored(made) == 1 and read(made).findings.count("dropped") == 1
 
 
-@needs_cases
 def test_an_annotation_of_an_unknown_image_is_left_out_with_a_count(tmp_path: Path) -> None:
     case = NAMED["annotation of an unknown image"]
     table = read(make_case(case, tmp_path / "some"))
