@@ -105,8 +105,9 @@ def encode(boxes: Tensor, anchors: Tensor, weights: BoxWeights) -> Tensor:
     boxes, anchors = promote(boxes), promote(anchors)
     anchor_wh, box_wh = anchors[:, 2:] - anchors[:, :2], boxes[:, 2:] - boxes[:, :2]
     anchor_xy, box_xy = anchors[:, :2] + 0.5 * anchor_wh, boxes[:, :2] + 0.5 * box_wh
-    scale = boxes.new_tensor(weights)
-    return torch.cat([(box_xy - anchor_xy) / anchor_wh, torch.log(box_wh / anchor_wh)], dim=1) * scale
+    deltas = torch.cat([(box_xy - anchor_xy) / anchor_wh, torch.log(box_wh / anchor_wh)], dim=1)
+    # numbers of the host, column by column: a GPU would wait for a tensor that is made of them
+    return torch.stack([column * weight for column, weight in zip(deltas.unbind(1), weights)], dim=1)
 
 
 def decode(deltas: Tensor, anchors: Tensor, weights: BoxWeights, *, bound_shrinking: bool = False) -> Tensor:
@@ -125,10 +126,10 @@ def decode(deltas: Tensor, anchors: Tensor, weights: BoxWeights, *, bound_shrink
     deltas = deltas.to(anchors.dtype) if anchors.dtype == torch.float64 else deltas
     wh = anchors[:, 2:] - anchors[:, :2]
     xy = anchors[:, :2] + 0.5 * wh
-    deltas = deltas / deltas.new_tensor(weights)
-    centre = deltas[:, :2] * wh + xy
+    dx, dy, dw, dh = (column / weight for column, weight in zip(deltas.unbind(1), weights))
+    centre = torch.stack([dx, dy], dim=1) * wh + xy
     lowest = -MAX_LOG_RATIO if bound_shrinking else None
-    half = 0.5 * torch.exp(deltas[:, 2:].clamp(min=lowest, max=MAX_LOG_RATIO)) * wh
+    half = 0.5 * torch.exp(torch.stack([dw, dh], dim=1).clamp(min=lowest, max=MAX_LOG_RATIO)) * wh
     return torch.cat([centre - half, centre + half], dim=1)
 
 

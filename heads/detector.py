@@ -17,7 +17,7 @@ from resnet_backbone.protocols import Backbone
 
 from .boxes import BoxWeights, larger_than
 from .class_rows import default_names
-from .roi_stage import InstanceStage, RoIStage, StageOutput, foreground, without_empty
+from .roi_stage import InstanceStage, RoIStage, StageOutput, without_empty
 from .rpn import RPN, RPNOutput
 from .selection import select_detections
 from .structures import Detections, ImageBatch, ImageSize, Proposals, Targets
@@ -123,11 +123,11 @@ class RCNN(DetectorWeights):
             losses |= {name + suffix: loss for name, loss in stage.losses(output, samples, targets).items()}
             if index + 1 < len(stages):
                 proposals = without_empty(stage.next_proposals(output, batch.sizes))
-        num_classes = self.box_head.num_classes
-        positives = foreground(samples, num_classes)
+        positives = [s.foreground() for s in samples]
         for instance in self.instance_heads.values():
             if instance.pooler is stages[-1].pooler:  # its regions were pooled already
-                regions = output.regions[torch.cat([s.labels for s in samples]) < num_classes]
+                per_image = zip(output.per_image(output.regions), samples)
+                regions = torch.cat([r[: s.positives] for r, s in per_image])
             else:
                 regions = instance.pooler(dense.features, [p.boxes for p in positives])
             losses |= instance.head.losses(instance.head(regions), positives, targets)

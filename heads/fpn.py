@@ -73,7 +73,9 @@ class FeaturePyramid(nn.Module):
         for level in reversed(self.levels):
             lateral = self.lateral[level](features[level])
             if merged is not None:
-                lateral = lateral + F.interpolate(merged, size=lateral.shape[-2:], mode="nearest")
+                # on a GPU, autocast upsamples in float32
+                upsampled = F.interpolate(merged, size=lateral.shape[-2:], mode="nearest").to(lateral.dtype)
+                lateral = lateral + upsampled
             merged = lateral
             coarse_to_fine[_p(level)] = self.output[level](merged)
         pyramid = dict(reversed(coarse_to_fine.items()))

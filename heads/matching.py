@@ -5,6 +5,7 @@ G ground-truth boxes and A candidates (anchors or proposals) of one image.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
+# whether a GPU has nonzero_static, which it is not waited for
+_STATIC = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 7)
 
 
 @dataclass(frozen=True)
@@ -22,15 +25,28 @@ class SampledRegions:
         boxes: (R, 4) xyxy, pixels.
         labels: (R,) int64, K for background.
         matched: (R,) int64, index of the ground-truth box of each region.
+        positives: number of positive regions; they come first.
     """
 
     boxes: Tensor
     labels: Tensor
     matched: Tensor
+    positives: int
+
+    def foreground(self) -> SampledRegions:
+        """The positive regions: the only ones from which an instance head learns."""
+        n = self.positives
+        return SampledRegions(self.boxes[:n], self.labels[:n], self.matched[:n], n)
 
 
 def match(
-    overlap: Tensor, *, low: float, high: float, best_from: float | None = None, best_switches: bool = False
+    overlap: Tensor,
+    *,
+    low: float,
+    high: float,
+    best_from: float | None = None,
+    best_switches: bool = False,
+    usable: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Match every candidate with the ground-truth box that it overlaps most.
 
@@ -43,13 +59,17 @@ def match(
         best_switches: how those candidates are matched. False, with the box that they overlap most (the `Matcher` of
             detectron2 and torchvision). True, with the box of which they are the best, the last one of several
             (mmdetection's `MaxIoUAssigner`).
+        usable: (A,) bool; all other candidates are IGNORED, and are the best of no box. None: all are usable.
 
     Returns:
-        The index of the matched box, (A,) int64, and the role, (A,) int8. Without ground-truth boxes all candidates are
-        NEGATIVE.
+        The index of the matched box, (A,) int64, and the role, (A,) int8. Without ground-truth boxes all usable
+        candidates are NEGATIVE.
     """
+    if usable is not None:
+        overlap = torch.where(usable, overlap, -1.0)
     if overlap.shape[0] == 0:
         roles = overlap.new_full((overlap.shape[1],), NEGATIVE, dtype=torch.int8)
+        roles = roles if usable is None else torch.where(usable, roles, IGNORED)
         return torch.zeros_like(roles, dtype=torch.int64), roles
     best, matched = overlap.max(dim=0)
     roles = torch.full_like(matched, IGNORED, dtype=torch.int8)
@@ -63,32 +83,44 @@ def match(
             order = torch.arange(1, len(overlap) + 1, device=overlap.device)
             last = (is_best * order[:, None]).max(dim=0).values
             matched = torch.where(last > 0, last - 1, matched)
+    if usable is not None:
+        roles = torch.where(usable, roles, IGNORED)
     return matched, roles
 
 
-def sample(roles: Tensor, count: int, positive_fraction: float) -> tuple[Tensor, Tensor]:
-    """Sample positive and negative candidates at random.
+def sample(roles: Sequence[Tensor], count: int, positive_fraction: float) -> list[tuple[Tensor, Tensor]]:
+    """Sample positive and negative candidates of a batch at random. A GPU is waited for once.
 
     Args:
-        roles: (A,), as `match` returns them.
-        count: largest number of samples.
+        roles: N of (A,), as `match` returns them.
+        count: largest number of samples of an image.
         positive_fraction: largest share of positive ones, 0 to 1; negative ones fill the rest.
 
     Returns:
-        Indices of the positive and of the negative samples, int64. If all candidates of a role are taken, they keep
-        their order and no random numbers are drawn.
+        N pairs: indices of the positive and of the negative samples, int64. If all candidates of a role are taken,
+        they keep their order and no random numbers are drawn.
     """
-    positive = (roles == POSITIVE).nonzero().flatten()
-    negative = (roles == NEGATIVE).nonzero().flatten()
-    positives = min(len(positive), int(count * positive_fraction))
-    negatives = min(len(negative), count - positives)
-    return _draw(positive, positives), _draw(negative, negatives)
+    if not roles:
+        return []
+    masks = [(of_image == POSITIVE, of_image == NEGATIVE) for of_image in roles]
+    counts = torch.stack([mask.sum() for pair in masks for mask in pair]).tolist()
+    drawn = []
+    for (positive, negative), there, not_there in zip(masks, counts[::2], counts[1::2]):
+        positives = min(there, int(count * positive_fraction))
+        negatives = min(not_there, count - positives)
+        drawn.append((_draw(positive, there, positives), _draw(negative, not_there, negatives)))
+    return drawn
 
 
-def _draw(indices: Tensor, count: int) -> Tensor:
-    if count == len(indices):
+def _draw(mask: Tensor, there: int, count: int) -> Tensor:
+    """Indices of `count` of the `there` candidates of a mask."""
+    if mask.device.type == "cpu" or not _STATIC:
+        indices = mask.nonzero().flatten()
+    else:
+        indices = torch.nonzero_static(mask, size=there).flatten()
+    if count == there:
         return indices
-    return indices[torch.randperm(len(indices), device=indices.device)[:count]]
+    return indices[torch.randperm(there, device=indices.device)[:count]]
 
 
 def mean_over_processes(count: int, device: torch.device) -> Tensor:
@@ -104,7 +136,7 @@ def mean_over_processes(count: int, device: torch.device) -> Tensor:
     Returns:
         The mean count, a scalar tensor. The sum over all processes counts as at least one.
     """
-    value = torch.tensor(float(count), device=device)
+    value = torch.full((), float(count), device=device)
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(value)
         # the minimum is applied to the sum: a process without a positive region must not change the mean

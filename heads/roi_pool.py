@@ -81,12 +81,14 @@ class RegionPooler(nn.Module):
         if len(features) == 1:
             return self._align(features[0], regions, self.strides[0])
         level_of = self.level_of(regions[:, 1:])
-        parts, order = [], []
-        for i, (feature, stride) in enumerate(zip(features, self.strides)):
-            indices = (level_of == i).nonzero().flatten()
-            order.append(indices)
-            parts.append(self._align(feature, regions[indices], stride))
-        return torch.cat(parts)[torch.cat(order).argsort()]
+        order = level_of.argsort(stable=True)
+        levels_there = torch.arange(len(features), device=level_of.device)
+        counts = (level_of[:, None] == levels_there).sum(0).tolist()  # a GPU is waited for here, and nowhere else
+        parts = [
+            self._align(feature, part, stride)
+            for feature, part, stride in zip(features, torch.split(regions[order], counts), self.strides)
+        ]
+        return torch.cat(parts)[order.argsort()]
 
     def level_of(self, boxes: Tensor) -> Tensor:
         """Choose the level of every region.

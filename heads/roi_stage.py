@@ -83,22 +83,25 @@ class RoIStage:
         Returns:
             N samples of regions, positive ones first.
         """
-        head, samples = self.head, []
-        threshold = head.spec.positive_iou
-        for proposal, target in zip(proposals, targets):
-            boxes = torch.cat([proposal.boxes, target.boxes.to(proposal.boxes.dtype)])
-            matched, roles = match(
+        head, spec = self.head, self.head.spec
+        candidates = [torch.cat([p.boxes, t.boxes.to(p.boxes.dtype)]) for p, t in zip(proposals, targets)]
+        matches = [
+            match(
                 B.iou(target.boxes, boxes),
-                low=threshold,
-                high=threshold,
-                best_from=threshold if head.spec.keep_best else None,
+                low=spec.positive_iou,
+                high=spec.positive_iou,
+                best_from=spec.positive_iou if spec.keep_best else None,
                 best_switches=head.conventions.best_anchor_switches,
             )
-            positive, negative = sample(roles, head.spec.samples_per_image, head.spec.positive_fraction)
+            for target, boxes in zip(targets, candidates)
+        ]
+        chosen_of_images = sample([roles for _, roles in matches], spec.samples_per_image, spec.positive_fraction)
+        samples = []
+        for boxes, target, (matched, _), (positive, negative) in zip(candidates, targets, matches, chosen_of_images):
             chosen = torch.cat([positive, negative])
             labels = torch.full_like(chosen, head.num_classes)
             labels[: len(positive)] = target.labels[matched[positive]]
-            samples.append(SampledRegions(boxes[chosen], labels, matched[chosen]))
+            samples.append(SampledRegions(boxes[chosen], labels, matched[chosen], len(positive)))
         return samples
 
     def losses(
@@ -117,13 +120,15 @@ class RoIStage:
         Returns:
             "loss_cls" and "loss_box_reg".
         """
-        num_classes = self.head.num_classes
         labels = torch.cat([s.labels for s in samples])
         divisor = mean_over_processes(len(labels), output.logits.device).to(output.logits.dtype)
-        positive = (labels < num_classes).nonzero().flatten()
-        boxes = torch.cat([s.boxes for s in samples])[positive]
-        goals = torch.cat([_matched_boxes(s, t) for s, t in zip(samples, targets)])[positive]
-        deltas = output.deltas[positive, labels[positive]]
+        positives = [s.foreground() for s in samples]
+        boxes = torch.cat([p.boxes for p in positives])
+        goals = torch.cat([t.boxes[p.matched].to(p.boxes.dtype) for p, t in zip(positives, targets)])
+        positive_labels = torch.cat([p.labels for p in positives])
+        rows = torch.arange(len(positive_labels), device=boxes.device)
+        deltas = torch.cat([d[: s.positives] for d, s in zip(output.per_image(output.deltas), samples)])
+        deltas = deltas[rows, positive_labels]
         beta = self.head.conventions.box_smooth_l1_beta
         regression = B.smooth_l1_sum(deltas, B.encode(goals, boxes, self.delta_weights), beta)
         classification = F.cross_entropy(output.logits, labels, reduction="sum")
@@ -171,15 +176,4 @@ class InstanceStage:
 
 def without_empty(proposals: Sequence[Proposals]) -> list[Proposals]:
     """Proposals with a positive width and height: an empty one has no regression target."""
-    return [p[B.larger_than(p.boxes, 0)] for p in proposals]
-
-
-def foreground(samples: Sequence[SampledRegions], num_classes: int) -> list[SampledRegions]:
-    """The positive regions: the only ones from which an instance head learns."""
-    kept = [s.labels < num_classes for s in samples]
-    return [SampledRegions(s.boxes[k], s.labels[k], s.matched[k]) for s, k in zip(samples, kept)]
-
-
-def _matched_boxes(samples: SampledRegions, target: Targets) -> Tensor:
-    """(R, 4): the ground-truth box of each region; the region itself if the image has none (no positive reads it)."""
-    return target.boxes[samples.matched].to(samples.boxes.dtype) if len(target) else samples.boxes
+    return [p[B.larger_than(p.boxes, 0).nonzero().flatten()] for p in proposals]

@@ -12,13 +12,13 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
 
 from resnet_backbone.errors import InvalidValue
 
 from . import boxes as B
 from .anchors import AnchorGrid
 from .conventions import Conventions
+from .kernels import grouped_nms
 from .matching import NEGATIVE, POSITIVE, match, mean_over_processes, sample
 from .settings import require_fraction, require_positive
 from .structures import ImageBatch, ImageSize, Proposals, Targets
@@ -158,43 +158,48 @@ class RPN(nn.Module):
         Returns:
             "loss_rpn_cls" and "loss_rpn_loc".
         """
-        conventions, sampled_anchors = self.conventions, 0
+        spec = self.spec
         logits, deltas = torch.cat(output.logits, 1), torch.cat(output.deltas, 1)
         anchors = torch.cat(output.anchors)
-        everything: list[Tensor | slice] = [slice(None)] * len(targets)
-        used = self.anchors.within(levels, batch.sizes) if conventions.own_padding_px else everything
+        matches = self._match(anchors, levels, batch, targets)
+        samples = sample([roles for _, roles in matches], spec.samples_per_image, spec.positive_fraction)
         classification, regression = logits[:, :0].sum(), deltas[:, :0].sum()
-        for image_logits, image_deltas, target, rows in zip(logits, deltas, targets, used):
-            terms, box_terms, count = self._image_losses(image_logits[rows], image_deltas[rows], anchors[rows], target)
-            classification = sum(terms, start=classification)
-            regression = sum(box_terms, start=regression)
-            sampled_anchors += count
-        total: float | Tensor = len(targets) * self.spec.samples_per_image
-        if conventions.rpn_divisor == "sampled":
+        for image_logits, image_deltas, target, (matched, _), (positive, negative) in zip(
+            logits, deltas, targets, matches, samples
+        ):
+            for sampled, role in ((positive, POSITIVE), (negative, NEGATIVE)):
+                chosen = image_logits[sampled]
+                goal = torch.full_like(chosen, float(role))
+                classification = classification + F.binary_cross_entropy_with_logits(chosen, goal, reduction="sum")
+            if len(positive):
+                goal = B.encode(target.boxes[matched[positive]], anchors[positive], WEIGHTS)
+                beta = self.conventions.rpn_smooth_l1_beta
+                regression = regression + B.smooth_l1_sum(image_deltas[positive], goal, beta)
+        total: float | Tensor = len(targets) * spec.samples_per_image
+        if self.conventions.rpn_divisor == "sampled":
+            sampled_anchors = sum(len(positive) + len(negative) for positive, negative in samples)
             total = mean_over_processes(sampled_anchors, logits.device).to(logits.dtype)
         return {"loss_rpn_cls": classification / total, "loss_rpn_loc": regression / total}
 
-    def _image_losses(
-        self, logits: Tensor, deltas: Tensor, anchors: Tensor, target: Targets
-    ) -> tuple[list[Tensor], list[Tensor], int]:
-        """Terms of the classification loss and of the regression loss of one image, and its sampled anchors."""
+    def _match(
+        self, anchors: Tensor, levels: Mapping[str, Tensor], batch: ImageBatch, targets: Sequence[Targets]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Of every image, the matched ground-truth box and the role of every anchor; see `match`."""
         spec, conventions = self.spec, self.conventions
-        matched, roles = match(
-            B.iou(target.boxes, anchors),
-            low=spec.negative_iou,
-            high=spec.positive_iou,
-            best_from=conventions.best_anchor_min_iou,
-            best_switches=conventions.best_anchor_switches,
-        )
-        positive, negative = sample(roles, spec.samples_per_image, spec.positive_fraction)
-        classification, regression = [], []
-        for sampled, role in ((positive, POSITIVE), (negative, NEGATIVE)):
-            goal = torch.full_like(logits[sampled], float(role))
-            classification.append(F.binary_cross_entropy_with_logits(logits[sampled], goal, reduction="sum"))
-        if len(positive):
-            goal = B.encode(target.boxes[matched[positive]], anchors[positive], WEIGHTS)
-            regression.append(B.smooth_l1_sum(deltas[positive], goal, conventions.rpn_smooth_l1_beta))
-        return classification, regression, len(positive) + len(negative)
+        usable: Sequence[Tensor | None] = [None] * len(targets)
+        if conventions.own_padding_px:
+            usable = self.anchors.within(levels, batch.sizes)
+        return [
+            match(
+                B.iou(target.boxes, anchors),
+                low=spec.negative_iou,
+                high=spec.positive_iou,
+                best_from=conventions.best_anchor_min_iou,
+                best_switches=conventions.best_anchor_switches,
+                usable=of_image,
+            )
+            for target, of_image in zip(targets, usable)
+        ]
 
     @torch.no_grad()
     def propose(self, output: RPNOutput, batch: ImageBatch, keep: tuple[int, int]) -> list[Proposals]:
@@ -231,7 +236,7 @@ class RPN(nn.Module):
         """The proposals of one image; those that are not finite are dropped."""
         finite = boxes.isfinite().all(1) & scores.isfinite()
         boxes = B.clip(boxes, size)
-        good = finite & B.larger_than(boxes, self.conventions.min_proposal_px)
-        scores, boxes, level_of = scores[good], boxes[good], level_of[good]
-        kept = batched_nms(boxes, scores, level_of, self.spec.nms_iou)[:keep]
+        good = (finite & B.larger_than(boxes, self.conventions.min_proposal_px)).nonzero().flatten()
+        scores, boxes = scores[good], boxes[good]
+        kept = grouped_nms(boxes, scores, level_of[good], self.spec.nms_iou)[:keep]
         return Proposals(boxes[kept], scores[kept])

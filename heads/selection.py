@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from . import boxes as B
+from .kernels import grouped_nms
 from .roi_stage import RoIStage, StageOutput
 from .structures import Detections, ImageSize
 
@@ -83,7 +83,7 @@ def decode_candidates(
     decoded = B.clip(stage.decode(deltas[region, label], boxes[region]), size)
     detections = Detections(decoded, candidates.scores, label)
     min_side_px = stage.head.conventions.min_detection_px
-    return detections[B.larger_than(decoded, min_side_px)] if min_side_px else detections
+    return detections[B.larger_than(decoded, min_side_px).nonzero().flatten()] if min_side_px else detections
 
 
 def suppress(detections: Detections, nms_iou: float) -> Detections:
@@ -96,7 +96,7 @@ def suppress(detections: Detections, nms_iou: float) -> Detections:
     Returns:
         The detections that are left, best first.
     """
-    return detections[batched_nms(detections.boxes, detections.scores, detections.labels, nms_iou)]
+    return detections[grouped_nms(detections.boxes, detections.scores, detections.labels, nms_iou)]
 
 
 def top_k(detections: Detections, count: int) -> Detections:

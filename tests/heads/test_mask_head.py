@@ -33,7 +33,7 @@ def some_targets(count: int) -> Targets:
 def positives(target: Targets, count: int) -> SampledRegions:
     """Regions that are matched at random with boxes of the target."""
     index = torch.randint(0, len(target), (count,))
-    return SampledRegions(random_boxes(count), target.labels[index], index)
+    return SampledRegions(random_boxes(count), target.labels[index], index, count)
 
 
 @pytest.mark.parametrize("convs", [1, 4])
@@ -71,7 +71,7 @@ def test_loss_equals_torchvision_on_the_same_targets() -> None:
 
 def test_only_logits_of_the_true_class_get_a_gradient() -> None:
     target = some_targets(2)
-    regions = SampledRegions(target.boxes, target.labels, torch.arange(2))
+    regions = SampledRegions(target.boxes, target.labels, torch.arange(2), 2)
     logits = torch.randn(2, K, 28, 28, requires_grad=True)
     make().losses(logits, [regions], [target])["loss_mask"].backward()
     has_gradient = logits.grad.abs().sum((2, 3)) > 0  # type: ignore[union-attr]
@@ -82,13 +82,15 @@ def test_loss_of_a_perfect_prediction_is_zero() -> None:
     target = some_targets(4)
     mask_targets = target.masks.crop_to(target.boxes, 28)  # type: ignore[union-attr]
     logits = (mask_targets.float() * 2 - 1)[:, None].expand(-1, K, -1, -1) * 50
-    loss = make().losses(logits, [SampledRegions(target.boxes, target.labels, torch.arange(4))], [target])["loss_mask"]
+    regions = SampledRegions(target.boxes, target.labels, torch.arange(4), 4)
+    loss = make().losses(logits, [regions], [target])["loss_mask"]
     assert loss < 1e-6
 
 
 def test_loss_without_regions_is_zero_and_gives_zero_gradients() -> None:
     head, target = make(), some_targets(0)
-    no_regions = SampledRegions(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+    no_index = torch.zeros(0, dtype=torch.int64)
+    no_regions = SampledRegions(torch.zeros(0, 4), no_index, no_index, 0)
     loss = head.losses(head(torch.zeros(0, 6, 14, 14)), [no_regions], [target])["loss_mask"]
     loss.backward()
     assert loss == 0 and all(p.grad is not None and not p.grad.any() for p in head.parameters())
@@ -96,10 +98,9 @@ def test_loss_without_regions_is_zero_and_gives_zero_gradients() -> None:
 
 def test_targets_without_masks_are_refused() -> None:
     target = Targets(random_boxes(1), torch.tensor([0]))
+    regions = SampledRegions(target.boxes, target.labels, torch.tensor([0]), 1)
     with pytest.raises(ValueError, match="this detector learns masks, these targets have none"):
-        make().losses(
-            torch.zeros(1, K, 28, 28), [SampledRegions(target.boxes, target.labels, torch.tensor([0]))], [target]
-        )
+        make().losses(torch.zeros(1, K, 28, 28), [regions], [target])
 
 
 def test_detections_get_the_masks_of_their_classes_like_torchvision() -> None:

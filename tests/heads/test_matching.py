@@ -69,7 +69,7 @@ def test_without_candidates_nothing_is_matched(num_boxes: int) -> None:
     fraction=st.sampled_from([0.25, 0.5, 1.0]),
 )
 def test_samples_have_their_roles_and_numbers_without_repetition(roles: list[int], count: int, fraction: float) -> None:
-    positive, negative = sample(torch.tensor(roles, dtype=torch.int8), count, fraction)
+    ((positive, negative),) = sample([torch.tensor(roles, dtype=torch.int8)], count, fraction)
     assert len(positive) == min(roles.count(POSITIVE), int(count * fraction))
     assert len(negative) == min(roles.count(NEGATIVE), count - len(positive))
     for chosen, role in ((positive.tolist(), POSITIVE), (negative.tolist(), NEGATIVE)):
@@ -79,14 +79,14 @@ def test_samples_have_their_roles_and_numbers_without_repetition(roles: list[int
 def test_sampling_everything_uses_no_random_numbers() -> None:
     roles = torch.tensor([1, 0, -1, 0, 1], dtype=torch.int8)
     before = torch.get_rng_state()
-    positive, negative = sample(roles, 100, 0.5)
+    ((positive, negative),) = sample([roles], 100, 0.5)
     assert positive.tolist() == [0, 4] and negative.tolist() == [1, 3]
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_sampling_is_uniform() -> None:
     roles = torch.zeros(10, dtype=torch.int8)
-    drawn = torch.cat([sample(roles, 5, 0.5)[1] for _ in range(400)]).bincount(minlength=10)
+    drawn = torch.cat([negative for _, negative in sample([roles] * 400, 5, 0.5)]).bincount(minlength=10)
     assert drawn.min() > 150 and drawn.max() < 250  # expected 200, standard deviation 10
 
 

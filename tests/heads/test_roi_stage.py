@@ -13,7 +13,7 @@ from heads import Conventions, ImageSize, Proposals, Targets
 from heads.box_head import BoxHead, BoxHeadSpec
 from heads.matching import SampledRegions
 from heads.roi_pool import RegionPooler
-from heads.roi_stage import BOX_DELTA_WEIGHTS, RoIStage, StageOutput, foreground, without_empty
+from heads.roi_stage import BOX_DELTA_WEIGHTS, RoIStage, StageOutput, without_empty
 from heads.selection import select_detections
 from resnet_backbone import FeatureSpec
 
@@ -113,7 +113,7 @@ def test_sampling_limits_the_fraction_of_positives() -> None:
     proposals = torch.cat([around(targets[0].boxes, 20), random_boxes(200) + 300])
     (assigned,) = stage.assign([Proposals(proposals, torch.zeros(len(proposals)))], targets)
     assert len(assigned.boxes) == 40 and int((assigned.labels < K).sum()) == 10
-    (positives,) = foreground([assigned], K)
+    positives = assigned.foreground()
     assert len(positives.boxes) == 10 and positives.labels.max() < K
 
 
@@ -170,7 +170,7 @@ def test_predictions_of_a_half_precision_head_are_float32() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_losses_keep_the_precision_of_the_logits(dtype: torch.dtype) -> None:
     boxes = random_boxes(3).to(dtype)
-    samples = SampledRegions(boxes, torch.tensor([0, 1, K]), torch.tensor([0, 1, 0]))
+    samples = SampledRegions(boxes, torch.tensor([0, 1, K]), torch.tensor([0, 1, 0]), 2)
     target = Targets(boxes[:2], torch.tensor([0, 1]))
     output = output_of(torch.randn(3, K + 1, dtype=dtype), torch.randn(3, K * 4, dtype=dtype), [boxes])
     losses = make().losses(output, [samples], [target])
