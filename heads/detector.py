@@ -111,7 +111,7 @@ class RCNN(DetectorWeights):
         Raises:
             InvalidValue: images and targets differ in number, a label is not in 0..K - 1, or a box is empty.
         """
-        self._check(batch, targets)
+        check_targets(targets, self.box_head.num_classes, len(batch.sizes))
         dense = self.dense(batch.pixels)
         losses = self.rpn.losses(dense.rpn, dense.features, batch, targets)
         proposals = self.propose(dense, batch, self.rpn.spec.keep_train)
@@ -185,18 +185,35 @@ class RCNN(DetectorWeights):
         """
         return select_detections(outputs, self.roi_stages[-1], sizes)
 
-    def _check(self, batch: ImageBatch, targets: Sequence[Targets]) -> None:
-        if len(targets) != len(batch.sizes):
-            raise InvalidValue(f"{len(batch.sizes)} images came with {len(targets)} targets: give one per image")
-        classes = self.box_head.num_classes
-        for target in targets:
-            if len(target) and not 0 <= int(target.labels.min()) <= int(target.labels.max()) < classes:
-                raise InvalidValue(
-                    f"labels run from {int(target.labels.min())} to {int(target.labels.max())}, this detector has "
-                    f"0..{classes - 1}: map category ids to labels where the data is read"
-                )
-            if not bool(larger_than(target.boxes, 0).all()):
-                empty = target.boxes[~larger_than(target.boxes, 0)][0].tolist()
-                raise InvalidValue(
-                    f"a target box has no area or is not finite, {empty}: drop such boxes when reading the data"
-                )
+
+def check_targets(targets: Sequence[Targets], num_classes: int, num_images: int) -> None:
+    """Check targets. On a GPU, the check stops the kernels with an error and the host does not wait for it.
+
+    To get the whole message, check targets before they are moved to the GPU.
+
+    Args:
+        targets: one per image.
+        num_classes: K, classes of the detector.
+        num_images: N, images of the batch.
+
+    Raises:
+        InvalidValue: images and targets differ in number, a label is not in 0..K - 1, or a box is empty.
+    """
+    if len(targets) != num_images:
+        raise InvalidValue(f"{num_images} images came with {len(targets)} targets: give one per image")
+    for target in targets:
+        labels, boxes = target.labels, target.boxes
+        good_boxes, good_labels = larger_than(boxes, 0), (labels >= 0) & (labels < num_classes)
+        if boxes.device.type != "cpu":
+            torch._assert_async(good_boxes.all() & good_labels.all(), "a target has an empty box or an unknown label")
+            continue
+        if not bool(good_labels.all()):
+            raise InvalidValue(
+                f"labels run from {int(labels.min())} to {int(labels.max())}, this detector has "
+                f"0..{num_classes - 1}: map category ids to labels where the data is read"
+            )
+        if not bool(good_boxes.all()):
+            empty = boxes[~good_boxes][0].tolist()
+            raise InvalidValue(
+                f"a target box has no area or is not finite, {empty}: drop such boxes when reading the data"
+            )

@@ -18,6 +18,7 @@ from resnet_backbone.norm import conv_layer, initialise_convs
 
 from . import boxes as B
 from .conventions import Conventions
+from .masks import crop_all
 from .matching import SampledRegions, mean_over_processes
 from .roi_masks import RoiMasks
 from .settings import require_norm, require_not_negative, require_positive
@@ -110,17 +111,21 @@ class MaskHead(nn.Module):
         Raises:
             InvalidValue: targets without masks.
         """
-        goals = []
-        for region, target in zip(positives, targets):
-            if target.masks is None:
-                raise InvalidValue(
-                    "this detector learns masks, these targets have none: give masks, or a recipe without a mask head"
-                )
-            soft = self.conventions.soft_bitmap_targets
-            goals.append(target.masks[region.matched].crop_to(region.boxes, outputs.shape[-1], soft_bitmaps=soft))
+        masks = [target.masks for target in targets if target.masks is not None]
+        if len(masks) < len(targets):
+            raise InvalidValue(
+                "this detector learns masks, these targets have none: give masks, or a recipe without a mask head"
+            )
+        goals = crop_all(
+            masks,
+            [region.matched for region in positives],
+            [region.boxes for region in positives],
+            outputs.shape[-1],
+            soft_bitmaps=self.conventions.soft_bitmap_targets,
+        )
         labels = torch.cat([region.labels for region in positives])
         logits = B.promote(outputs[torch.arange(len(labels), device=labels.device), labels])
-        total = F.binary_cross_entropy_with_logits(logits, torch.cat(goals).to(logits.dtype), reduction="sum")
+        total = F.binary_cross_entropy_with_logits(logits, goals.to(logits.dtype), reduction="sum")
         divisor = mean_over_processes(len(labels), logits.device).to(logits.dtype) * outputs.shape[-1] ** 2
         return {"loss_mask": total / divisor}
 

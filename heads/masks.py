@@ -18,6 +18,8 @@ from torchvision.ops import roi_align
 
 from resnet_backbone.errors import InvalidValue
 
+from .transfer import send
+
 Rle = dict[str, Any]  # COCO's run lengths: {"size": [H, W], "counts": str}
 
 
@@ -43,6 +45,10 @@ class PolygonMasks:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PolygonMasks:
         """The masks themselves: polygons stay on the CPU."""
+        return self
+
+    def pin_memory(self) -> PolygonMasks:
+        """The masks themselves: polygons are not copied to a device."""
         return self
 
     def scaled(self, x: float, y: float) -> PolygonMasks:
@@ -83,7 +89,7 @@ class PolygonMasks:
             soft_bitmaps: not used; `BitMasks` has the same signature.
 
         Returns:
-            (R, size, size) bool, on the device of the boxes.
+            (R, size, size) bool, on the device of the boxes. `crop_all` waits for a GPU once for all images.
         """
         from pycocotools import mask as coco
 
@@ -94,7 +100,7 @@ class PolygonMasks:
             flat = [polygon.reshape(-1).tolist() for polygon in cropped if len(polygon)]
             if flat:
                 row[:] = coco.decode(coco.merge(coco.frPyObjects(flat, size, size))).astype(bool)
-        return torch.from_numpy(out).to(boxes.device)
+        return send(torch.from_numpy(out), boxes.device)
 
 
 # pycocotools draws every step of an outline, also outside the window: an outline that is far larger than its box, which
@@ -158,6 +164,10 @@ class BitMasks:
         """Move the bitmaps to a device; arguments as for `torch.Tensor.to`."""
         return BitMasks(self.bits.to(device, non_blocking=non_blocking))
 
+    def pin_memory(self) -> BitMasks:
+        """The bitmaps in page-locked memory, from which copies to a GPU need not be waited for."""
+        return BitMasks(self.bits.pin_memory())
+
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the image, pixels."""
@@ -206,6 +216,40 @@ class BitMasks:
             window, left, top = self.window(index)
             rles.append(encode_window(window.cpu().numpy(), left, top, *self.image_size))
         return rles
+
+
+def crop_all(
+    masks: Sequence[PolygonMasks | BitMasks],
+    indices: Sequence[Tensor],
+    boxes: Sequence[Tensor],
+    size: int,
+    *,
+    soft_bitmaps: bool = False,
+) -> Tensor:
+    """Crop masks of N images to boxes. Polygons are drawn on the host, for which a GPU is waited for once.
+
+    Args:
+        masks: N containers.
+        indices: N of (R,) int64, the mask of each box.
+        boxes: N of (R, 4) xyxy, pixels.
+        size: side of the result, in cells.
+        soft_bitmaps: as for `BitMasks.crop_to`.
+
+    Returns:
+        (sum of R, size, size) on the device of the boxes: bool, or with soft_bitmaps the precision of the boxes if one
+        of the containers has bitmaps.
+    """
+    device = boxes[0].device
+    hosts: Sequence[tuple[Tensor, Tensor]] = list(zip(indices, boxes))
+    if device.type != "cpu" and any(isinstance(of_image, PolygonMasks) for of_image in masks):
+        # float64 holds both exactly
+        table = torch.cat([torch.cat([i[:, None].double(), b.double()], dim=1) for i, b in hosts]).cpu()
+        hosts = [(rows[:, 0].long(), rows[:, 1:]) for rows in torch.split(table, [len(i) for i in indices])]
+    crops = []
+    for of_image, here, there in zip(masks, zip(indices, boxes), hosts):
+        index, box = there if isinstance(of_image, PolygonMasks) else here
+        crops.append(send(of_image[index].crop_to(box, size, soft_bitmaps=soft_bitmaps), device))
+    return torch.cat(crops)
 
 
 def encode_window(window: np.ndarray, left: int, top: int, height: int, width: int) -> Rle:

@@ -20,6 +20,7 @@ from .images import read_image, resize, resized_size, upright_rgb
 from .masks import PolygonMasks
 from .roi_masks import RoiMasks
 from .structures import Detections, ImageBatch, ImageSize
+from .transfer import send
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -88,7 +89,7 @@ class Predictor:
             limits = {"short_side_px": preprocess.short_side_px, "long_side_px": preprocess.long_side_px}
             new_size = resized_size(size, **limits, how=preprocess.resize)
             pixels = torch.tensor(resize(image, new_size, how=preprocess.resize, precise=dtype == torch.float64))
-            resized.append(pixels.permute(2, 0, 1).to(device))
+            resized.append(send(pixels, device).permute(2, 0, 1))
         batch = ImageBatch.from_images(resized, preprocess)
         batch = replace(batch, pixels=batch.pixels.to(dtype))
         autocast: AbstractContextManager[object] = nullcontext()
@@ -114,9 +115,10 @@ def to_image(detections: Detections, network: ImageSize, image: ImageSize) -> De
     Returns:
         The detections on the CPU, clipped to the image, with masks as `BitMasks` of its size. Empty boxes are dropped.
     """
+    detections = detections.to("cpu")
     scale = detections.boxes.new_tensor([image.width / network.width, image.height / network.height] * 2)
     boxes = B.clip(detections.boxes * scale, image)
-    kept = replace(detections, boxes=boxes)[B.larger_than(boxes, 0)].to("cpu")
+    kept = replace(detections, boxes=boxes)[B.larger_than(boxes, 0)]
     if isinstance(kept.masks, RoiMasks):
         return replace(kept, masks=kept.masks.paste(kept.boxes, image.height, image.width))
     if isinstance(kept.masks, PolygonMasks):

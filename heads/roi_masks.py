@@ -40,6 +40,10 @@ class RoiMasks:
         """Move the probabilities to a device; arguments as for `torch.Tensor.to`."""
         return RoiMasks(self.probabilities.to(device, non_blocking=non_blocking), self.paste_rule)
 
+    def pin_memory(self) -> RoiMasks:
+        """The probabilities in page-locked memory, from which copies to a GPU need not be waited for."""
+        return RoiMasks(self.probabilities.pin_memory(), self.paste_rule)
+
     def paste(self, boxes: Tensor, height: int, width: int, *, threshold: float = 0.5) -> PastedMasks:
         """Paste the masks into an image.
 
@@ -127,6 +131,11 @@ class PastedMasks(BitMasks):
         """Move the masks and boxes to a device; arguments as for `torch.Tensor.to`."""
         masks = self.masks.to(device, non_blocking=non_blocking)
         boxes = self.boxes.to(device, non_blocking=non_blocking)
+        return PastedMasks(masks, boxes, self.height, self.width, self.threshold)
+
+    def pin_memory(self) -> PastedMasks:
+        """The masks and boxes in page-locked memory, from which copies to a GPU need not be waited for."""
+        masks, boxes = self.masks.pin_memory(), self.boxes.pin_memory()
         return PastedMasks(masks, boxes, self.height, self.width, self.threshold)
 
     @property

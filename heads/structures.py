@@ -60,6 +60,10 @@ class _Container:
         """Move every field to a device; arguments as for `torch.Tensor.to`."""
         return self._map(lambda part: part.to(device, non_blocking=non_blocking))
 
+    def pin_memory(self: T) -> T:
+        """Every field in page-locked memory, from which copies to a GPU need not be waited for."""
+        return self._map(lambda part: part.pin_memory())
+
     def _check(self) -> None:
         name, parts = type(self).__name__, self._parts()
         boxes = parts["boxes"]
@@ -187,6 +191,10 @@ class ImageBatch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ImageBatch:
         """Move the pixels to a device; arguments as for `torch.Tensor.to`."""
         return ImageBatch(self.pixels.to(device, non_blocking=non_blocking), self.sizes)
+
+    def pin_memory(self) -> ImageBatch:
+        """The pixels in page-locked memory, from which copies to a GPU need not be waited for."""
+        return ImageBatch(self.pixels.pin_memory(), self.sizes)
 
 
 def _register(cls: type) -> None:

@@ -94,9 +94,7 @@ class Preprocess:
             pixels = pixels.flip(-3)
         if self.value_range == 1:
             pixels = pixels / 255.0
-        mean = torch.tensor(self.mean, device=image.device, dtype=pixels.dtype).reshape(3, 1, 1)
-        std = torch.tensor(self.std, device=image.device, dtype=pixels.dtype).reshape(3, 1, 1)
-        return (pixels - mean) / std
+        return (pixels - _by_channel(self.mean, pixels)) / _by_channel(self.std, pixels)
 
     def pad(self, images: Sequence[Tensor]) -> Tensor:
         """Collect images of different sizes into one batch.
@@ -114,3 +112,8 @@ class Preprocess:
         for row, image in zip(batch, images):
             row[:, : image.shape[1], : image.shape[2]] = image
         return batch
+
+
+def _by_channel(values: tuple[float, float, float], like: Tensor) -> Tensor:
+    """(3, 1, 1): numbers of the host as a tensor; for a copy of them a GPU would be waited for."""
+    return torch.stack([like.new_full((1, 1), value) for value in values])

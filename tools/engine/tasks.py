@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heads.detector import RCNN
+from heads.detector import RCNN, check_targets
 from heads.files import detector_content, save_detector
 from heads.recipes import DetectorRecipe
 from heads.structures import ImageBatch
+from heads.transfer import send
 from resnet_backbone import Preprocess, ResNetClassifier
 from resnet_backbone.build import certified_content, net_content
 from resnet_backbone.weights.read import save_atomically
@@ -96,15 +97,18 @@ class Detection:
     Attributes:
         recipe: what the detector was built from.
         preprocess: its pixel format.
+        num_classes: K, its classes.
     """
 
     recipe: DetectorRecipe
     preprocess: Preprocess
+    num_classes: int
 
     def outcome(self, model: nn.Module, batch: TrainBatch, device: torch.device) -> Outcome:
         """The detector's own losses; targets are `Targets`."""
+        check_targets(batch.targets, self.num_classes, len(batch.images))  # here, where nothing waits for a GPU
         images = [image.to(device, non_blocking=True) for image in batch.images]
-        targets = [target.to(device) for target in batch.targets]
+        targets = [target.to(device, non_blocking=True) for target in batch.targets]
         return Outcome(model(ImageBatch.from_images(images, self.preprocess), targets))
 
     def content(self, model: nn.Module) -> dict[str, Any]:
@@ -132,8 +136,8 @@ class Classification:
 
     def outcome(self, model: nn.Module, batch: TrainBatch, device: torch.device) -> Outcome:
         """Cross-entropy in nats, and the training error; targets are labels."""
-        pixels = self.preprocess.normalise(torch.stack(batch.images).to(device, non_blocking=True))
-        labels = torch.tensor(batch.targets, device=device)
+        pixels = self.preprocess.normalise(send(torch.stack(batch.images), device))
+        labels = send(torch.tensor(batch.targets), device)
         logits = model(pixels.contiguous(memory_format=torch.channels_last)).float()
         error = (logits.detach().argmax(1) != labels).float().mean()
         return Outcome({"loss_cls": F.cross_entropy(logits, labels)}, {"train_error": error})

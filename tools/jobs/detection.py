@@ -86,7 +86,7 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
         detector = make_detector(setup, data, Console(quiet=True) if resume else console).to(accelerator.device)
         runs.fit(
             detector,
-            Detection(config.model, detector.preprocess),
+            Detection(config.model, detector.preprocess, len(data.class_names)),
             training_images(config, data, detector.preprocess.resize),
             config,
             accelerator,

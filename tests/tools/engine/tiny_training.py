@@ -36,7 +36,13 @@ def make_trainer(config: RunConfig, data: CocoData | None = None, *, resume: boo
     schedule = make_schedule(config, -(-per_epoch // accumulate))
     optimiser = make_optimiser(detector, config.optimiser, schedule.peak_lr)
     trainer = Trainer(
-        accelerator, detector, optimiser, schedule, config, Detection(config.model, detector.preprocess), per_epoch
+        accelerator,
+        detector,
+        optimiser,
+        schedule,
+        config,
+        Detection(config.model, detector.preprocess, len(data.class_names)),
+        per_epoch,
     )
     if resume:
         trainer.resume()
