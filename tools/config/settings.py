@@ -88,6 +88,9 @@ class TrainConfig(Section):
         "fp32", description="training precision; auto: bf16 where the hardware supports it"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if available")
+    tf32: bool = Field(
+        False, description="on CUDA, round the factors of fp32 products to TF32 (10 bits of mantissa), which is quicker"
+    )
     seed: int = Field(0, ge=0, description="random seed of initial weights, image order, augmentation and sampling")
     checkpoint_every_iters: int = Field(1000, ge=1, description="steps between checkpoints")
     log_every_iters: int = Field(20, ge=1, description="steps between lines of metrics.jsonl")

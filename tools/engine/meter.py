@@ -4,46 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
-from torch import Tensor
-
-from .tasks import Outcome
-
-
-def mean_outcome(outcomes: Sequence[Outcome]) -> Outcome:
-    """Average outcomes.
-
-    Args:
-        outcomes: at least one, all with the same names.
-
-    Returns:
-        The means, without graphs.
-    """
-
-    def mean(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        return {name: torch.stack([part[name].detach() for part in parts]).mean() for name in parts[0]}
-
-    return Outcome(mean([o.losses for o in outcomes]), mean([o.figures for o in outcomes]))
+from .readout import StepValues
 
 
 class Meter:
     """Collects what happened since the last line of the log."""
 
     def __init__(self) -> None:
-        self._outcomes: list[Outcome] = []
-        self._times: list[tuple[float, float, float]] = []
+        self._values: list[StepValues] = []
+        self._times: list[tuple[float, float]] = []
 
-    def add(self, outcome: Outcome, norm: float, data_s: float, step_s: float) -> None:
-        """Add one step.
+    def add(self, values: StepValues) -> None:
+        """Add the losses, figures and gradient norm of one step."""
+        self._values.append(values)
+
+    def add_time(self, data_s: float, step_s: float) -> None:
+        """Add the time of one step.
 
         Args:
-            outcome: its losses and figures, on any device.
-            norm: the norm of its gradient.
             data_s: seconds that it waited for data.
             step_s: seconds in all.
         """
-        self._outcomes.append(outcome)
-        self._times.append((norm, data_s, step_s))
+        self._times.append((data_s, step_s))
 
     def drain(self, images: int) -> tuple[dict[str, float], dict[str, float]]:
         """Average the steps and start again.
@@ -54,10 +36,14 @@ class Meter:
         Returns:
             Values for the log (grad_norm, data_s, step_s, loss, images_per_s and the figures), and the losses by name.
         """
-        mean = mean_outcome(self._outcomes)
-        losses = {name: float(loss) for name, loss in mean.losses.items()}
-        norm, data_s, step_s = (sum(column) / len(self._times) for column in zip(*self._times))
-        values = {"grad_norm": norm, "data_s": data_s, "step_s": step_s, "loss": sum(losses.values())}
-        values |= {"images_per_s": images / step_s} | {name: float(value) for name, value in mean.figures.items()}
-        self._outcomes, self._times = [], []
-        return values, losses
+        losses = _means([values.losses for values in self._values])
+        norm = sum(values.norm for values in self._values) / len(self._values)
+        data_s, step_s = (sum(column) / len(self._times) for column in zip(*self._times))
+        figures = {"grad_norm": norm, "data_s": data_s, "step_s": step_s, "loss": sum(losses.values())}
+        figures |= {"images_per_s": images / step_s} | _means([values.figures for values in self._values])
+        self._values, self._times = [], []
+        return figures, losses
+
+
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}

@@ -24,7 +24,7 @@ def make_optimiser(model: nn.Module, settings: OptimiserConfig, lr: float) -> to
         lr: the initial learning rate; the training loop sets it anew at every step.
 
     Returns:
-        SGD or AdamW, with at most two groups of parameters.
+        SGD or AdamW, fused, with at most two groups of parameters.
     """
     norms: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
@@ -38,7 +38,12 @@ def make_optimiser(model: nn.Module, settings: OptimiserConfig, lr: float) -> to
     ]
     groups = [group for group in groups if group["params"]]
     if settings.kind == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum, fused=True)
+        sgd = torch.optim.SGD(groups, lr=lr, momentum=settings.momentum, fused=True)
+        if settings.momentum:
+            # torch makes them in the first step, and leaves them without values if that step is skipped
+            for parameter in (*others, *norms):
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
     return torch.optim.AdamW(groups, lr=lr, betas=(settings.momentum, settings.beta2), fused=True)
 
 

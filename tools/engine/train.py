@@ -1,8 +1,8 @@
 """The training loop, on accelerate: the same code runs in one process on a CPU and in many processes on GPUs.
 
 A checkpoint is one file, replaced atomically. A step is only taken if loss and gradient are finite, so a checkpoint
-always holds finite weights. The loop waits for the device twice per step: it reads the losses, and the norm of the
-gradient.
+always holds finite weights: the optimiser skips the step by a flag on the device. On a GPU, the host reads the flag
+while the next step is computed, so that the GPU need not be waited for; it reads it before it writes a checkpoint too.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from resnet_backbone.errors import InvalidValue, UserError
+from resnet_backbone.errors import InvalidValue
 from resnet_backbone.weights.read import read_file, save_atomically
 from tools.config.settings import CommonConfig
 from tools.devices import pick_device, pick_precision
 
 from .log import RunLog, memory_mib
-from .meter import Meter, mean_outcome
+from .meter import Meter
 from .optim import Plateau, Schedule
+from .readout import NonFiniteLoss, Readout
 from .tasks import Outcome, Task, TrainBatch
 
-
-class NonFiniteLoss(UserError, FloatingPointError):
-    """A loss or the gradient is NaN or infinite; the weights were not changed by that step."""
+__all__ = ["NonFiniteLoss", "Stopped", "Trainer", "check_sync_bn", "make_accelerator"]
 
 
 class Stopped(KeyboardInterrupt):
@@ -45,13 +46,14 @@ def make_accelerator(config: CommonConfig) -> Accelerator:
         config: the settings of the run.
 
     Returns:
-        The accelerator.
+        The accelerator. TF32 of CUDA is switched for the whole process.
 
     Raises:
         InvalidValue: a device or precision that this machine does not have.
     """
     device = pick_device(config.train.device)
     precision = pick_precision(config.train.precision, device)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.train.tf32
     return Accelerator(
         cpu=device == "cpu",
         mixed_precision="no" if precision == "fp32" else precision,
@@ -113,6 +115,7 @@ class Trainer:
     plateau: Plateau = field(init=False)
     _stop_requested: bool = field(default=False, init=False)
     _stop_at_once: bool = field(default=False, init=False)
+    _pending: list[Readout] = field(default_factory=list, init=False)  # steps whose values were not read yet
     _to_score: bool = field(default=False, init=False)  # the scores of `step` are due, and the checkpoint says so
 
     def __post_init__(self) -> None:
@@ -168,6 +171,9 @@ class Trainer:
             CannotWrite: a file cannot be written, for example because the disk is full; the last checkpoint is whole.
         """
         check_sync_bn(self.model, self.accelerator)
+        # before every forward pass, DistributedDataParallel would send all buffers to all processes
+        changing = any(isinstance(m, _BatchNorm) and m.training for m in self.model.modules())
+        self.accelerator.ddp_handler = DistributedDataParallelKwargs(broadcast_buffers=changing)
         model, optimiser = self.accelerator.prepare(self.model, self.optimiser)
         model.train()
         previous = {s: signal.signal(s, self._request_stop) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -190,84 +196,93 @@ class Trainer:
     def _train(
         self, model: nn.Module, optimiser: torch.optim.Optimizer, batches: Iterable[TrainBatch], log: RunLog | None
     ) -> None:
-        meter, first = Meter(), self.step
+        meter, first = None if log is None else Meter(), self.step
         iterator = iter(batches)
         while self.step < self.schedule.total:
             began = time.perf_counter()
             parts = [next(iterator) for _ in range(self.config.train.accumulate)]
             fetched = time.perf_counter()
             lr = self.schedule.lr(self.step, self.plateau.decays)
-            outcome, norm = self._take_step(model, optimiser, parts, lr)
+            self._take_step(model, optimiser, parts, lr, meter)
             self.step += 1
             if self.step == first + 1:
                 self._begin()
-            meter.add(outcome, norm, fetched - began, time.perf_counter() - began)
-            self._report(log, meter, parts, lr)
-            self._between_steps(log, model)
+            if log is not None and meter is not None:
+                meter.add_time(fetched - began, time.perf_counter() - began)
+                self._report(log, meter, parts, lr)
+            self._between_steps(log, model, meter)
 
     def _begin(self) -> None:
         if self.began is not None:
             self.began()
 
     def _take_step(
-        self, model: nn.Module, optimiser: torch.optim.Optimizer, parts: list[TrainBatch], lr: float
-    ) -> tuple[Outcome, float]:
-        """One optimiser step; its losses and figures, averaged over the accumulated parts, and the gradient's norm."""
+        self,
+        model: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        parts: list[TrainBatch],
+        lr: float,
+        meter: Meter | None,
+    ) -> None:
+        """One optimiser step. Its values become pending; on a CPU they are read at once."""
         accelerator = self.accelerator
         # the random numbers of a step (which anchors and proposals are sampled) depend on seed, step and process only
         torch.manual_seed(hash((self.config.train.seed, self.step, accelerator.process_index)) % 2**63)
         for group in optimiser.param_groups:
             group["lr"] = lr
-        outcomes, norm = [], float("nan")
+        outcomes: list[Outcome] = []
         for part in parts:
             with accelerator.accumulate(model):
                 outcome = self.task.outcome(model, part, accelerator.device)
-                self._require_finite(outcome.losses, part)
                 accelerator.backward(torch.stack(list(outcome.losses.values())).sum())
+                outcomes.append(Outcome({k: v.detach() for k, v in outcome.losses.items()}, outcome.figures))
                 if accelerator.sync_gradients:
-                    norm = self._clip(part)
+                    self._prepare_update(parts, outcomes, meter)
                 optimiser.step()
                 optimiser.zero_grad()
-            outcomes.append(outcome)
-        return mean_outcome(outcomes), norm
+        if accelerator.device.type == "cpu":
+            self._read_pending(meter)
 
-    def _require_finite(self, losses: Mapping[str, Tensor], part: TrainBatch) -> None:
-        """Raise `NonFiniteLoss` unless every loss is finite; this waits for the device."""
-        values = torch.stack([loss.detach().float() for loss in losses.values()])
-        if not bool(values.isfinite().all()):
-            named = ", ".join(f"{name}={value:g}" for name, value in zip(losses, values.tolist()))
-            raise NonFiniteLoss(
-                f"step {self.step}: a loss is not finite ({named}), images {part.image_ids}. The last "
-                f"checkpoint is unchanged ({self.checkpoint}): lower optimiser.lr, set optimiser.clip_norm, "
-                "or look at these images"
-            )
-
-    def _clip(self, part: TrainBatch) -> float:
-        """Clip the gradient; returns its norm, for which it waits for the device. Raises `NonFiniteLoss`."""
-        limit = self.config.optimiser.clip_norm
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit if limit is not None else float("inf"))
-        value = float(norm)
+    def _prepare_update(self, parts: list[TrainBatch], outcomes: list[Outcome], meter: Meter | None) -> None:
+        """Clip the gradient, make the optimiser skip a step that is not finite, and read the step before."""
         # fp16's scaler skips steps with an infinite gradient itself, until it has found a scale
-        if self.accelerator.mixed_precision != "fp16" and not value < float("inf"):
-            raise NonFiniteLoss(
-                f"step {self.step}: the gradient's norm is {value}, with finite losses, images {part.image_ids}. "
-                f"The last checkpoint is unchanged ({self.checkpoint}): lower optimiser.lr or look at these images"
-            )
-        return value
+        scaled = self.accelerator.mixed_precision == "fp16"
+        image_ids = [part.image_ids for part in parts]
+        readout = Readout(self.step, outcomes, image_ids, self._clip(), checks_norm=not scaled)
+        if not scaled:
+            optimiser: Any = self.optimiser
+            optimiser.found_inf = (~readout.finite).float()  # torch's fused optimisers skip where it is 1
+        self._read_pending(meter)
+        self._pending.append(readout)
 
-    def _report(self, log: RunLog | None, meter: Meter, parts: list[TrainBatch], lr: float) -> None:
-        if log is None:
-            return
+    def _clip(self) -> Tensor:
+        """Clip the gradient; returns its norm."""
+        limit, parameters = self.config.optimiser.clip_norm, list(self.model.parameters())
+        if limit is not None:
+            norm: Tensor = self.accelerator.clip_grad_norm_(parameters, limit)
+            return norm
+        self.accelerator.unscale_gradients()
+        return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+    def _read_pending(self, meter: Meter | None) -> None:
+        """Read the values of the steps taken so far. Raises `NonFiniteLoss`."""
+        while self._pending:
+            values = self._pending.pop(0).read(self.checkpoint)
+            if meter is not None:
+                meter.add(values)
+
+    def _report(self, log: RunLog, meter: Meter, parts: list[TrainBatch], lr: float) -> None:
         for part in parts:
             for message in part.skipped:
                 log.print(f"skipped: {message}")
         if self.step % self.config.train.log_every_iters == 0 or self.step in (1, self.schedule.total):
+            self._read_pending(meter)
             values, losses = meter.drain(self.config.train.batch_size)
             values |= {"lr": lr, "memory_mib": memory_mib(self.accelerator.device)}
             epoch = self.step * self.config.train.accumulate / self.batches_per_epoch
             log.train(self.step, epoch, values, losses)
 
-    def _between_steps(self, log: RunLog | None, model: nn.Module) -> None:
+    def _between_steps(self, log: RunLog | None, model: nn.Module, meter: Meter | None) -> None:
         every, last = self.config.eval.every_epochs, self.step == self.schedule.total
         per_epoch = self.batches_per_epoch / self.config.train.accumulate
         due = every is not None and int(self.step / (every * per_epoch)) > int((self.step - 1) / (every * per_epoch))
@@ -275,6 +290,7 @@ class Trainer:
         stop = self._everybody_stops()
         # before scoring too: it may take long, and may be stopped
         if stop or last or self._to_score or self.step % self.config.train.checkpoint_every_iters == 0:
+            self._read_pending(meter)
             self.save()
         if stop:
             raise Stopped(f"stopped at step {self.step} of {self.schedule.total}; saved {self.checkpoint}")
