@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -87,6 +88,7 @@ class BoxHead(nn.Module):
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.logits = nn.Linear(widths[-1], num_classes + 1)
         self.deltas = nn.Linear(widths[-1], num_classes * 4)
+        self.reads_channels_last = False
         initialise_convs(self.convs)
         for layer in self.hidden:
             nn.init.kaiming_uniform_(cast(nn.Linear, layer).weight, a=1)
@@ -94,6 +96,19 @@ class BoxHead(nn.Module):
         nn.init.normal_(self.deltas.weight, std=0.001)
         for layer in (*self.hidden, self.logits, self.deltas):
             nn.init.zeros_(cast(nn.Linear, layer).bias)
+
+    @torch.no_grad()
+    def read_channels_last(self) -> None:
+        """Reorder the weights of the first linear layer, so that regions in channels_last memory need not be copied.
+
+        The state dict no longer has the order of the other projects: for copies that are made for inference.
+        """
+        if self.reads_channels_last or not len(self.hidden):
+            return
+        layer = cast(nn.Linear, self.hidden[0])
+        by_channel = layer.weight.reshape(len(layer.weight), -1, self.spec.pool_size**2)
+        layer.weight = nn.Parameter(by_channel.transpose(1, 2).flatten(1), layer.weight.requires_grad)
+        self.reads_channels_last = True
 
     def forward(self, regions: Tensor) -> tuple[Tensor, Tensor]:
         """Run the head.
@@ -107,6 +122,8 @@ class BoxHead(nn.Module):
         x = regions
         for conv in self.convs:
             x = F.relu(conv(x), inplace=True)
+        if self.reads_channels_last:
+            x = x.permute(0, 2, 3, 1)
         x = x.flatten(1) if len(self.hidden) else x.mean(dim=(2, 3))
         for layer in self.hidden:
             x = F.relu(layer(x), inplace=True)

@@ -33,8 +33,12 @@ def rebuildable_body(detector: RCNN) -> ResNetBody:
         Its backbone.
 
     Raises:
-        InvalidType: a backbone of another project, which no recipe can build again.
+        InvalidType: a backbone of another project, which no recipe can build again, or a copy for inference.
     """
+    if detector.is_copy_for_inference:
+        raise InvalidType(
+            "this detector is a copy for inference, with folded norms: save the one on which for_inference was called"
+        )
     if not isinstance(detector.backbone, ResNetBody):
         raise InvalidType(f"{type(detector.backbone).__name__} cannot be rebuilt from a recipe: save its state_dict()")
     return detector.backbone

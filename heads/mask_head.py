@@ -24,8 +24,6 @@ from .roi_masks import RoiMasks
 from .settings import require_norm, require_not_negative, require_positive
 from .structures import Detections, Targets
 
-CPU_BATCH = 16  # on a CPU, the number of regions is rounded up to a multiple of this
-
 
 @dataclass(frozen=True)
 class MaskHeadSpec:
@@ -74,8 +72,6 @@ class MaskHead(nn.Module):
         assert self.logits.bias is not None
         nn.init.normal_(self.logits.weight, std=0.001)
         nn.init.zeros_(self.logits.bias)
-        # batch statistics would include the padding regions
-        self.may_pad = spec.norm not in ("bn", "sync_bn")
 
     def forward(self, regions: Tensor) -> Tensor:
         """Run the head.
@@ -86,14 +82,15 @@ class MaskHead(nn.Module):
         Returns:
             (S, K, 2P, 2P) logits.
         """
-        count, x = len(regions), regions
-        if x.device.type == "cpu" and (self.may_pad or not self.training):
-            # oneDNN compiles kernels for every new batch size, which takes as long as running them
-            x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, -count % CPU_BATCH))
+        logits: Tensor = self.logits(self._upsampled(regions))
+        return logits
+
+    def _upsampled(self, regions: Tensor) -> Tensor:
+        """The features of every cell of the masks, (S, channels, 2P, 2P)."""
+        x = regions
         for conv in self.convs:
             x = F.relu(conv(x), inplace=True)
-        logits: Tensor = self.logits(F.relu(self.upsample(x), inplace=True))
-        return logits[:count]
+        return F.relu(self.upsample(x), inplace=True)
 
     def losses(
         self, outputs: Tensor, positives: Sequence[SampledRegions], targets: Sequence[Targets]
@@ -141,7 +138,11 @@ class MaskHead(nn.Module):
             N detections with the `RoiMasks` of their classes.
         """
         labels = torch.cat([d.labels for d in detections])
-        logits = self(regions)
-        probabilities = B.promote(logits[torch.arange(len(labels), device=labels.device), labels]).sigmoid()
+        features = self._upsampled(regions).permute(0, 2, 3, 1)  # (S, M, M, channels)
+        # of the 1x1 convolution only the output of each region's class
+        weight, bias = self.logits.weight.flatten(1)[labels], self.logits.bias
+        assert bias is not None
+        logits = torch.matmul(features.flatten(1, 2), weight[:, :, None]) + bias[labels][:, None, None]
+        probabilities = B.promote(logits.reshape(features.shape[:3])).sigmoid()
         per_image = torch.split(probabilities, [len(d) for d in detections])
         return [replace(d, masks=RoiMasks(m, self.conventions.mask_paste)) for d, m in zip(detections, per_image)]

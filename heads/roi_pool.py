@@ -24,7 +24,7 @@ class RegionPooler(nn.Module):
 
     A region of 224 px (square root of its area) is pooled from the level of stride 16, one of half that side from the
     next finer level (Lin et al., *Feature Pyramid Networks*, CVPR 2017, equation 1). RoIAlign runs in the precision of
-    the boxes, never in half precision.
+    the boxes, never in half precision, unless `keep_half` is set.
 
     Args:
         specs: level -> channels and stride, the neck's `feature_specs`.
@@ -33,6 +33,10 @@ class RegionPooler(nn.Module):
         conventions: what the projects do differently.
         stage: a module that runs on the pooled regions: C5 in C4 detectors. None: the regions are returned as they are.
         kernel: the implementation of RoIAlign.
+
+    Attributes:
+        keep_half: whether features in half precision are pooled in it, for copies that are made for inference
+            (`RCNN.for_inference`). Positions and weights of the samples are computed in the precision of the boxes.
 
     Raises:
         InvalidValue: a level that the neck does not return.
@@ -58,6 +62,7 @@ class RegionPooler(nn.Module):
         self.strides = [specs[level].stride for level in levels]
         self.stage = stage
         self.kernel = kernel
+        self.keep_half = False
 
     def forward(self, levels: Mapping[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """Pool regions.
@@ -77,7 +82,8 @@ class RegionPooler(nn.Module):
     def _pool(self, levels: Mapping[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
         index = torch.cat([boxes_of.new_full((len(boxes_of), 1), i) for i, boxes_of in enumerate(boxes)])
         regions = torch.cat([index, torch.cat(list(boxes))], dim=1)
-        features = [levels[level] for level in self.levels]
+        half = (torch.bfloat16, torch.float16) if self.keep_half else ()
+        features = [f if f.dtype in half else f.to(regions.dtype) for f in (levels[level] for level in self.levels)]
         if len(features) == 1:
             return self._align(features[0], regions, self.strides[0])
         level_of = self.level_of(regions[:, 1:])
@@ -88,7 +94,10 @@ class RegionPooler(nn.Module):
             self._align(feature, part, stride)
             for feature, part, stride in zip(features, torch.split(regions[order], counts), self.strides)
         ]
-        return torch.cat(parts)[order.argsort()]
+        pooled, rows = torch.cat(parts), order.argsort()
+        if pooled.is_contiguous(memory_format=torch.channels_last):  # indexing would give up this order
+            return pooled.permute(0, 2, 3, 1)[rows].permute(0, 3, 1, 2)
+        return pooled[rows]
 
     def level_of(self, boxes: Tensor) -> Tensor:
         """Choose the level of every region.

@@ -20,8 +20,15 @@ NORMS: tuple[str, ...] = get_args(Norm)
 MakeNorm = Callable[[int], nn.Module]  # number of channels -> norm
 
 
-def _scale_and_shift(norm: FrozenBatchNorm2d | FixedStatsBatchNorm2d) -> tuple[Tensor, Tensor]:
-    """A norm with constant statistics as y = scale * x + shift, both (C,)."""
+def scale_and_shift(norm: FrozenBatchNorm2d | _BatchNorm) -> tuple[Tensor, Tensor]:
+    """A norm with constant statistics as a linear function.
+
+    Args:
+        norm: a batch norm that uses its running statistics.
+
+    Returns:
+        Scale and shift of y = scale * x + shift, both (C,).
+    """
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     return scale, norm.bias - norm.running_mean * scale
@@ -58,7 +65,7 @@ class FrozenBatchNorm2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (N, C, H, W) in its own precision."""
-        scale, shift = (t.to(x.dtype).reshape(1, -1, 1, 1) for t in _scale_and_shift(self))
+        scale, shift = (t.to(x.dtype).reshape(1, -1, 1, 1) for t in scale_and_shift(self))
         return x * scale + shift
 
     def extra_repr(self) -> str:
@@ -142,7 +149,7 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
             return F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
         y = norm(y)
         return y
-    scale, shift = _scale_and_shift(norm)
+    scale, shift = scale_and_shift(norm)
     weight = conv.weight * scale.reshape(-1, 1, 1, 1)
     if conv.bias is not None:
         shift = shift + scale * conv.bias

@@ -19,18 +19,18 @@ class RoIAlign(Protocol):
     def __call__(
         self, feature: Tensor, regions: Tensor, *, size: int, scale: float, samples: int, aligned: bool
     ) -> Tensor:
-        """Pool regions of one level.
+        """Pool regions of one level. Positions and weights of the samples are computed in the precision of the regions.
 
         Args:
-            feature: (N, C, H, W), in the precision of the regions.
-            regions: (R, 5), image index and xyxy in pixels of the image.
+            feature: (N, C, H, W), in the precision of the regions or in half precision.
+            regions: (R, 5), image index and xyxy in pixels of the image, float32 or float64.
             size: side of the output, in bins.
             scale: cells of the feature map per pixel.
             samples: samples per bin and axis; 0 takes as many as there are cells under the bin.
             aligned: shift by half a pixel (correct) or not (torchvision's detectors).
 
         Returns:
-            (R, C, size, size).
+            (R, C, size, size), in the precision of the features.
         """
         ...
 
@@ -41,17 +41,16 @@ def roi_align(feature: Tensor, regions: Tensor, *, size: int, scale: float, samp
     Compiled and exported code, and code on a GPU, uses torchvision's operator; eager code on a CPU sums weighted rows.
 
     Args:
-        feature: (N, C, H, W), in any precision; it is converted to that of the regions.
-        regions: (R, 5), image index and xyxy in pixels of the image.
+        feature: (N, C, H, W), in the precision of the regions or in half precision.
+        regions: (R, 5), image index and xyxy in pixels of the image, float32 or float64.
         size: side of the output, in bins.
         scale: cells of the feature map per pixel.
         samples: samples per bin and axis; 0 takes as many as there are cells under the bin.
         aligned: shift by half a pixel (correct) or not (torchvision's detectors).
 
     Returns:
-        (R, C, size, size), in the precision of the regions.
+        (R, C, size, size), in the precision of the features.
     """
-    feature = feature.to(regions.dtype)
     on_cpu = feature.device.type == "cpu" and not torch.compiler.is_compiling()
     kernel: RoIAlign = roi_align_rows if on_cpu else roi_align_operator
     return kernel(feature, regions, size=size, scale=scale, samples=samples, aligned=aligned)

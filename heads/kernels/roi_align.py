@@ -22,9 +22,11 @@ def roi_align_operator(
     feature: Tensor, regions: Tensor, *, size: int, scale: float, samples: int, aligned: bool
 ) -> Tensor:
     """RoIAlign by torchvision's operator; arguments as for `heads.kernels.RoIAlign`."""
-    # the operator needs contiguous features and would copy channels_last ones itself
-    pooled: Tensor = torchvision.ops.roi_align(feature.contiguous(), regions, size, scale, samples, aligned)
-    return pooled
+    # the operator needs contiguous features and would copy channels_last ones itself; in half precision it would round
+    # the positions too
+    features = feature.to(regions.dtype).contiguous()
+    pooled: Tensor = torchvision.ops.roi_align(features, regions, size, scale, samples, aligned)
+    return pooled.to(feature.dtype)
 
 
 def roi_align_rows(feature: Tensor, regions: Tensor, *, size: int, scale: float, samples: int, aligned: bool) -> Tensor:

@@ -1,0 +1,89 @@
+"""A detector made ready for inference: folded norms, memory layout, precision, compilation."""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from resnet_backbone.errors import InvalidValue, UserError
+from resnet_backbone.fold import fold_norms
+
+from .box_head import BoxHead
+from .roi_pool import RegionPooler
+
+if TYPE_CHECKING:
+    from .detector import RCNN
+
+HALF = (torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.float64, *HALF)
+
+
+class CannotCompile(UserError, RuntimeError):
+    """torch.compile does not work on this machine."""
+
+
+def prepare(detector: RCNN, dtype: torch.dtype | None, *, compiled: bool) -> RCNN:
+    """Make a copy for inference; see `RCNN.for_inference`.
+
+    Args:
+        detector: the detector.
+        dtype: precision of weights and features; None keeps it.
+        compiled: whether to compile `RCNN.dense`.
+
+    Returns:
+        The copy.
+
+    Raises:
+        InvalidValue: another dtype than a floating-point one.
+        CannotCompile: there is no C++ compiler, for example.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise InvalidValue(f"dtype={dtype} is not supported: give one of {', '.join(map(str, DTYPES))}, or None")
+    before, detector.compiled_dense = detector.compiled_dense, None  # it belongs to the weights of the original
+    try:
+        ready = copy.deepcopy(detector).eval().requires_grad_(False)
+    finally:
+        detector.compiled_dense = before
+    fold_norms(ready)
+    dtype = dtype or next(ready.parameters()).dtype
+    for module in ready.modules():
+        if isinstance(module, BoxHead):
+            module.read_channels_last()
+        if isinstance(module, RegionPooler):
+            module.keep_half = dtype in HALF
+    # both at once would leave tensors that need no conversion in their layout
+    ready.to(dtype=dtype).to(memory_format=torch.channels_last)
+    ready.is_copy_for_inference = True
+    if compiled:
+        compile_dense(ready)
+    return ready
+
+
+def compile_dense(detector: RCNN) -> None:
+    """Compile `RCNN.dense` for images of any size, and run it; `RCNN.compile_s` says how long that took.
+
+    Args:
+        detector: a copy for inference.
+
+    Raises:
+        CannotCompile: there is no C++ compiler, for example.
+    """
+    began = time.perf_counter()
+    # freezing makes the weights constants, which inductor lays out as its kernels read them
+    options: dict[str, Any] = {"freezing": True}
+    compiled = torch.compile(detector.plain_dense, dynamic=True, options=options)
+    parameter, multiple = next(detector.parameters()), detector.preprocess.pad_to_multiple_px
+    try:
+        with torch.inference_mode():
+            for sides in ((7, 11), (9, 6)):  # two sizes, so that no side is taken for a constant
+                pixels = torch.zeros(1, 3, *(side * multiple for side in sides)).to(parameter)
+                compiled(pixels.contiguous(memory_format=torch.channels_last))
+    except Exception as error:
+        raise CannotCompile(
+            f"the detector cannot be compiled here ({type(error).__name__}: {str(error).splitlines()[0]}): install a "
+            "C++ compiler (g++ or clang), or leave compile=True out"
+        ) from error
+    detector.compiled_dense, detector.compile_s = compiled, time.perf_counter() - began
