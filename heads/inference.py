@@ -75,11 +75,16 @@ def compile_dense(detector: RCNN) -> None:
     # freezing makes the weights constants, which inductor lays out as its kernels read them
     options: dict[str, Any] = {"freezing": True}
     compiled = torch.compile(detector.plain_dense, dynamic=True, options=options)
-    parameter, multiple = next(detector.parameters()), detector.preprocess.pad_to_multiple_px
+    parameter, preprocess = next(detector.parameters()), detector.preprocess
+    multiple = preprocess.pad_to_multiple_px
+    short, long = (
+        -(-side // multiple) * multiple for side in (preprocess.short_side_px, 4 * preprocess.short_side_px // 3)
+    )
     try:
         with torch.inference_mode():
-            for sides in ((7, 11), (9, 6)):  # two sizes, so that no side is taken for a constant
-                pixels = torch.zeros(1, 3, *(side * multiple for side in sides)).to(parameter)
+            # sizes as they will come: torch chooses other kernels for much smaller images, and would compile again
+            for size in ((short, long), (long, short)):
+                pixels = torch.zeros(1, 3, *size).to(parameter)
                 compiled(pixels.contiguous(memory_format=torch.channels_last))
     except Exception as error:
         raise CannotCompile(

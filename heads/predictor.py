@@ -38,17 +38,31 @@ class Predictor:
             (`detector.half()`, `.bfloat16()`, `.double()`); boxes are computed in float32 at least.
         precision: "fp32" for the precision of the weights, "bf16" or "fp16" for autocast.
         batch_size: images per batch.
+        fast: use a copy of the detector that `RCNN.for_inference` makes, with weights in half precision where
+            `precision` says so. Later changes of the detector do not reach it.
+        compile: compile that copy too; it takes about a minute. It implies `fast`.
 
     Raises:
         InvalidValue: an unknown precision.
+        CannotCompile: there is no C++ compiler, for example.
     """
 
-    def __init__(self, detector: RCNN, *, precision: str = "fp32", batch_size: int = 1) -> None:
+    def __init__(
+        self,
+        detector: RCNN,
+        *,
+        precision: str = "fp32",
+        batch_size: int = 1,
+        fast: bool = False,
+        compile: bool = False,
+    ) -> None:
         dtypes = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
         if precision not in dtypes:
             raise InvalidValue(f"precision={precision!r} is unknown: give one of {', '.join(dtypes)}")
-        self.detector = detector.eval()
         self.dtype, self.batch_size = dtypes[precision], batch_size
+        self.detector = detector.eval()
+        if fast or compile:
+            self.detector, self.dtype = detector.for_inference(dtype=self.dtype, compile=compile), None
 
     def __call__(self, images: Iterable[ImageLike]) -> list[Detections]:
         """Detect objects.
@@ -93,8 +107,11 @@ class Predictor:
         batch = ImageBatch.from_images(resized, preprocess)
         batch = replace(batch, pixels=batch.pixels.to(dtype))
         autocast: AbstractContextManager[object] = nullcontext()
-        # a detector in half precision needs autocast too: its regions are pooled in float32
-        if low := self.dtype or (dtype if dtype in (torch.float16, torch.bfloat16) else None):
+        low = self.dtype
+        # a detector in half precision needs autocast too, unless it pools its regions in this precision
+        if low is None and dtype in (torch.float16, torch.bfloat16) and not self.detector.is_copy_for_inference:
+            low = dtype
+        if low is not None:
             autocast = torch.autocast(device.type, dtype=low)
         with torch.inference_mode(), autocast:
             detections_of_batch = self.detector.detect(batch)

@@ -156,6 +156,9 @@ class DetectorEvalConfig(EvalConfig):
     max_detections: int = Field(
         100, ge=10, description="detections of a class that are scored in an image; COCO's AP is defined with 100"
     )
+    compile: bool = Field(
+        False, description="compile the detector for scoring with torch.compile, which takes about a minute"
+    )
 
 
 class RunConfig(CommonConfig):

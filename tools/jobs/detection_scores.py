@@ -80,7 +80,9 @@ def predict_results(
     match = match_categories(detector.class_names, list(zip(data.category_ids, data.class_names)))
     precision = pick_precision(config.train.precision, next(detector.parameters()).device.type)
     batch_size = config.eval.batch_size
-    predictor = Predictor(detector, precision=precision, batch_size=batch_size)
+    predictor = Predictor(detector, precision=precision, batch_size=batch_size, fast=True, compile=config.eval.compile)
+    if predictor.detector.compile_s is not None and not quiet:
+        CONSOLE.print(f"compiled in {predictor.detector.compile_s:.0f} s")
     records = data.records[rank::world]
     predicted = Predicted([], [])
     batches = [records[i : i + batch_size] for i in range(0, len(records), batch_size)]

@@ -85,6 +85,7 @@ def evaluation_of_detector(detector: RCNN, recipe: DetectorRecipe, data: CocoDat
     settings = {
         "eval.max_detections": config.eval.max_detections,
         "eval.batch_size": config.eval.batch_size,
+        "eval.compile": config.eval.compile,
         "data.on_bad_image": config.data.on_bad_image,
         "train.precision": pick_precision(config.train.precision, next(detector.parameters()).device.type),
     }

@@ -83,6 +83,7 @@ def predict(
     min_score: float = 0.5,
     device: str = "auto",
     precision: str = "fp32",
+    compile: bool = False,
     overwrite: bool = False,
     report: Callable[[Prediction], None] = lambda prediction: None,
 ) -> list[Prediction]:
@@ -98,6 +99,7 @@ def predict(
         min_score: detections with a lower score are not drawn, 0..1.
         device: "auto" (CUDA if available), "cpu" or "cuda".
         precision: "auto", "fp32", "bf16" or "fp16".
+        compile: compile the detector with torch.compile; it takes about a minute.
         overwrite: replace earlier predictions in `out`. Other files are never replaced.
         report: called after each image.
 
@@ -121,7 +123,9 @@ def predict(
     files.check([source.path for source in sources.images if not source.is_url], overwrite=overwrite)
     device = pick_device(device)
     detector = open_detector(run_or_weights).to(device)
-    predictor = Predictor(detector, precision=pick_precision(precision, device))
+    predictor = Predictor(detector, precision=pick_precision(precision, device), fast=True, compile=compile)
+    if predictor.detector.compile_s is not None:
+        CONSOLE.print(f"compiled in {predictor.detector.compile_s:.0f} s")
     files.make_folders()
     predictions: list[Prediction] = []
     failures: list[tuple[str, UnreadableImage]] = []

@@ -104,6 +104,7 @@ RULES: dict[str, tuple[Rule, str]] = {
     "train.log_every_iters": ("allow", ""),
     "eval.every_epochs": ("say", ""),
     "eval.batch_size": ("allow", ""),
+    "eval.compile": ("allow", ""),
     "eval.max_detections": ("say", ""),
     "eval.crops": ("say", ""),
     "eval.scales_px": ("say", ""),
