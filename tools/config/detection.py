@@ -156,6 +156,11 @@ class DetectorEvalConfig(EvalConfig):
     max_detections: int = Field(
         100, ge=10, description="detections of a class that are scored in an image; COCO's AP is defined with 100"
     )
+    backend: Literal["auto", "pycocotools", "hotcoco"] = Field(
+        "auto",
+        description="library that scores; auto: hotcoco for scores during training, if it is installed and scores as "
+        "pycocotools does in a self-check, and pycocotools for final scores",
+    )
 
 
 class RunConfig(CommonConfig):

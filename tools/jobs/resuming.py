@@ -104,6 +104,7 @@ RULES: dict[str, tuple[Rule, str]] = {
     "eval.every_epochs": ("say", ""),
     "eval.batch_size": ("allow", ""),
     "eval.max_detections": ("say", ""),
+    "eval.backend": ("allow", ""),
     "eval.crops": ("say", ""),
     "eval.scales_px": ("say", ""),
 }

@@ -143,7 +143,8 @@ def test_no_results_score_zero_and_undefined_figures_are_none() -> None:
 
 def test_json_has_the_figures_and_the_categories() -> None:
     scores = score_coco(toy_ground_truth(), [toy_result()]).to_json()
-    assert list(scores) == ["bbox"] and list(scores["bbox"]) == [*FIGURES, "by_category"]
+    assert list(scores) == ["backend", "max_detections", "images", "skipped_images", "bbox"]
+    assert list(scores["bbox"]) == [*FIGURES, "by_category"]
     assert json.loads(json.dumps(scores)) == scores
     assert scores["bbox"]["AP"] == pytest.approx(1.0)
 
