@@ -101,7 +101,9 @@ def _listed(records: Sequence[ImageRecord]) -> str:
     return ", ".join(f"{r.path} ({r.size.width}x{r.size.height})" for r in records)
 
 
-def score(detector: RCNN, predicted: Predicted, data: CocoData, config: RunConfig, backend: Backend) -> Scores:
+def score(
+    detector: RCNN, predicted: Predicted, data: CocoData, config: RunConfig, backend: Backend | None = None
+) -> Scores:
     """Score results, on the objects that training uses, and on crowds as COCO-eval does.
 
     Args:
@@ -109,7 +111,7 @@ def score(detector: RCNN, predicted: Predicted, data: CocoData, config: RunConfi
         predicted: what `predict_results` returned, of all processes.
         data: the split.
         config: the settings; `eval.max_detections` is used.
-        backend: the library that scores.
+        backend: the library that scores; None for pycocotools.
 
     Returns:
         The scores of boxes, and of masks.
