@@ -12,13 +12,13 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
 
 from resnet_backbone.errors import InvalidValue
 
 from . import boxes as B
 from .anchors import AnchorGrid
 from .conventions import Conventions
+from .kernels import batched_nms
 from .matching import NEGATIVE, POSITIVE, match, mean_over_processes, sample
 from .settings import require_fraction, require_positive
 from .structures import ImageBatch, ImageSize, Proposals, Targets

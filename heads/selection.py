@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from . import boxes as B
+from .kernels import batched_nms
 from .roi_stage import RoIStage, StageOutput
 from .structures import Detections, ImageSize
 

@@ -7,9 +7,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .nms import batched_nms
 from .roi_align import roi_align_operator, roi_align_rows
 
-__all__ = ["RoIAlign", "roi_align", "roi_align_operator", "roi_align_rows"]
+__all__ = ["RoIAlign", "batched_nms", "roi_align", "roi_align_operator", "roi_align_rows"]
 
 
 class RoIAlign(Protocol):

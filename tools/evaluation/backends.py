@@ -2,8 +2,6 @@
 
 pycocotools is the reference: the figures in papers come from it. hotcoco is faster by two orders of magnitude; it is
 used only after a self-check, in which all of its arrays equal those of pycocotools bit for bit.
-
-Glossary: T IoU thresholds, P recall points, K categories, A area ranges, M limits on the detections per image.
 """
 
 from __future__ import annotations
@@ -11,52 +9,19 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
 from resnet_backbone.errors import InvalidValue, MissingPackage
 
-from .columns import Objects, ToScore
+from .interface import Backend, Curves, Objects, ToScore
+from .self_check import differences
 
 BackendSetting = Literal["auto", "pycocotools", "hotcoco"]
 SUPPORTED = "hotcoco>=1.3,<2"
 INSTALL = f'pip install "{SUPPORTED}"'
-
-
-@dataclass(frozen=True)
-class Curves:
-    """What a backend computes; -1 stands for an undefined value, as in COCOeval.
-
-    Attributes:
-        precision: (T, P, K, A, M) float64, 0..1.
-        recall: (T, K, A, M) float64, 0..1.
-        scores: (T, P, K, A, M) float64, the score at which a recall point is reached.
-    """
-
-    precision: np.ndarray
-    recall: np.ndarray
-    scores: np.ndarray
-
-
-class Backend(Protocol):
-    """A library that scores."""
-
-    @property
-    def label(self) -> str:
-        """Its name and version, such as "pycocotools 2.0.11"."""
-
-    def curves(self, data: ToScore) -> Curves:
-        """Match detections with ground truth, and compute precision and recall as COCOeval does.
-
-        Args:
-            data: what to score; it is not changed.
-
-        Returns:
-            The arrays, for the limits 1, 10 and `max_detections`.
-        """
 
 
 class Pycocotools:
@@ -150,9 +115,6 @@ def choose_backend(setting: BackendSetting, *, final: bool) -> tuple[Backend, st
         raise MissingPackage(f"eval.backend=hotcoco, but {lacking}: {INSTALL}, or set eval.backend=auto")
     if lacking:
         return reference, f"{lacking} (much faster: {INSTALL})"
-    # not at the top: it imports this module
-    from .self_check import differences
-
     backend = Hotcoco()
     found = differences(backend, reference)
     if not found:

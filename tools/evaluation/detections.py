@@ -16,8 +16,8 @@ import numpy as np
 from resnet_backbone.errors import InvalidValue
 from tools.annotations.table import AnnotationTable, Id
 
-from .columns import Objects
 from .ground_truth import mask_areas, to_rle
+from .interface import Objects
 
 Results = Sequence[Mapping[str, Any]]
 
@@ -96,12 +96,14 @@ def mask_detections(
     """
     images, labels, scores = columns
     masks: list[Any] = [result.get("segmentation") for result in results]
-    for number in (i for i, mask in enumerate(masks) if not isinstance(mask, Mapping)):
+    if not all(issubclass(kind, Mapping) for kind in set(map(type, masks))):
+        number = next(i for i, mask in enumerate(masks) if not isinstance(mask, Mapping))
         raise InvalidValue(
             f"result {number} (image {results[number]['image_id']}) has no segmentation as RLE, which 'segm' needs: "
             "write results with masks, or score kinds=('bbox',)"
         )
-    given = np.array([tuple(mask["size"]) for mask in masks] or np.zeros((0, 2)))
+    # no tuple for each: so many new objects would set off the garbage collector
+    given = np.fromiter(chain.from_iterable([mask["size"] for mask in masks]), np.int64).reshape(-1, 2)
     expected = table.sizes[images]
     for number in np.flatnonzero((given != expected).any(axis=1)).tolist():
         raise InvalidValue(  # COCOeval would silently count it as a false positive
@@ -109,7 +111,8 @@ def mask_detections(
             f"{results[number]['image_id']} is {expected[number].tolist()}: paste masks into the image before writing "
             "results"
         )
-    masks = [to_rle(mask, {}) if isinstance(mask["counts"], list) else mask for mask in masks]
+    if list in set(map(type, [mask["counts"] for mask in masks])):
+        masks = [to_rle(mask, {}) for mask in masks]
     return Objects(
         images, labels, np.zeros((len(images), 4)), mask_areas(masks), np.zeros(len(images), bool), scores, masks
     )

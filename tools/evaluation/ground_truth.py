@@ -12,7 +12,7 @@ from resnet_backbone.errors import InvalidValue
 from tools.annotations.reader import read_annotations
 from tools.annotations.table import NO_OUTLINE, AnnotationTable
 
-from .columns import Objects
+from .interface import Objects
 
 GroundTruth = AnnotationTable | Path | str | Mapping[str, Any]
 AREAS_AT_ONCE = 255  # pycocotools puts the number of masks into an uint8
@@ -67,13 +67,13 @@ def mask_objects(table: AnnotationTable, images: np.ndarray) -> Objects:
     masks = []
     for row, image in zip(table.rows[kept].tolist(), boxes.images.tolist()):
         mask = table.segmentation(row, image) if table.outlines.kinds[row] != NO_OUTLINE else None
-        x, y, w, h = table.boxes[row].tolist()
         if not mask and table.crowd[row]:
+            x, y, w, h = table.boxes[row].tolist()
             mask = [[x, y, x + w, y, x + w, y + h, x, y + h]]
         if not mask:
             raise InvalidValue(
-                f"an annotation of image {table.image_ids[image]}, bbox {[x, y, w, h]}, has no segmentation, which "
-                "'segm' needs: add it, or score kinds=('bbox',)"
+                f"an annotation of image {table.image_ids[image]}, bbox {table.boxes[row].tolist()}, has no "
+                "segmentation, which 'segm' needs: add it, or score kinds=('bbox',)"
             )
         if isinstance(mask, list):
             _check_size(table, image)

@@ -15,10 +15,10 @@ import numpy.typing as npt
 from resnet_backbone.errors import InvalidValue
 from tools.annotations.table import AnnotationTable, Id
 
-from .backends import Backend, Curves, Pycocotools
-from .columns import Kind, ToScore
+from .backends import Pycocotools
 from .detections import Results, box_detections, check_known, mask_detections, result_columns
 from .ground_truth import GroundTruth, box_objects, load_ground_truth, mask_objects
+from .interface import Backend, Curves, Kind, ToScore
 
 KINDS: tuple[Kind, ...] = ("bbox", "segm")
 MAX_DETECTIONS = 100  # detections of a class in an image that COCO scores

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from .backends import Backend, Curves
-from .columns import Kind, Objects, ToScore
 from .ground_truth import mask_areas
+from .interface import Backend, Curves, Kind, Objects, ToScore
 
 SIDES_PX = ((64, 96), (150, 120), (400, 300))  # objects of these images are small, medium and large
 IMAGES, CATEGORIES = 30, 3

@@ -18,7 +18,8 @@ from tools.config.settings import load_values
 from tools.console import CONSOLE
 from tools.data.coco import CocoData
 from tools.devices import pick_device
-from tools.evaluation.backends import Backend, choose_backend
+from tools.evaluation.backends import choose_backend
+from tools.evaluation.interface import Backend
 from tools.evaluation.scores import Scores
 from tools.evaluation.table import scores_table
 from tools.report.curves import write_loss_curve

@@ -18,8 +18,8 @@ from tools.config.detection import RunConfig
 from tools.console import CONSOLE
 from tools.data.coco import CocoData, ImageRecord
 from tools.devices import pick_precision
-from tools.evaluation.backends import Backend
 from tools.evaluation.classes import match_categories
+from tools.evaluation.interface import Backend
 from tools.evaluation.results import coco_results, write_results
 from tools.evaluation.scores import Scores, score_coco
 from tools.failures import during

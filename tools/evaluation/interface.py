@@ -1,14 +1,15 @@
-"""What is scored, as columns: the form that every backend of scoring takes.
+"""The interface of scoring: what every backend takes, as columns, and what it returns.
 
 Ids of images and categories, which may be numbers or texts, are indices here.
 
-Glossary: N images, K categories, R objects or detections.
+Glossary: N images, K categories, R objects or detections; T IoU thresholds, P recall points, A area ranges, M limits on
+the detections of a category in an image.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -78,3 +79,36 @@ class ToScore:
     max_detections: int
     truth: Objects
     detections: Objects
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What a backend computes; -1 stands for an undefined value, as in COCOeval.
+
+    Attributes:
+        precision: (T, P, K, A, M) float64, 0..1.
+        recall: (T, K, A, M) float64, 0..1.
+        scores: (T, P, K, A, M) float64, the score at which a recall point is reached.
+    """
+
+    precision: np.ndarray
+    recall: np.ndarray
+    scores: np.ndarray
+
+
+class Backend(Protocol):
+    """A library that scores."""
+
+    @property
+    def label(self) -> str:
+        """Its name and version, such as "pycocotools 2.0.11"."""
+
+    def curves(self, data: ToScore) -> Curves:
+        """Match detections with ground truth, and compute precision and recall as COCOeval does.
+
+        Args:
+            data: what to score; it is not changed.
+
+        Returns:
+            The arrays, for the limits 1, 10 and `max_detections`.
+        """
