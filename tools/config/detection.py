@@ -21,6 +21,7 @@ from . import settings
 from .recipe_help import recipe_settings
 from .settings import CommonConfig, EvalConfig, Section, TrainConfig, merge
 
+ScoringBackend = Literal["auto", "pycocotools", "hotcoco"]
 MIN_SIDE_PX = 32  # the stride of C5
 
 
@@ -156,7 +157,7 @@ class DetectorEvalConfig(EvalConfig):
     max_detections: int = Field(
         100, ge=10, description="detections of a class that are scored in an image; COCO's AP is defined with 100"
     )
-    backend: Literal["auto", "pycocotools", "hotcoco"] = Field(
+    backend: ScoringBackend = Field(
         "auto",
         description="library that scores; auto: hotcoco for scores during training, if it is installed and scores as "
         "pycocotools does in a self-check, and pycocotools for final scores",

@@ -10,16 +10,16 @@ import contextlib
 import importlib.util
 import io
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from resnet_backbone.errors import InvalidValue, MissingPackage
+from tools.config.detection import ScoringBackend
 
 from .interface import Backend, Curves, Objects, ToScore
 from .self_check import differences
 
-BackendSetting = Literal["auto", "pycocotools", "hotcoco"]
 SUPPORTED = "hotcoco>=1.3,<2"
 INSTALL = f'pip install "{SUPPORTED}"'
 
@@ -90,7 +90,7 @@ class Hotcoco:
         return Curves(*(np.asarray(found_curves[name]) for name in ("precision", "recall", "scores")))
 
 
-def choose_backend(setting: BackendSetting, *, final: bool) -> tuple[Backend, str]:
+def choose_backend(setting: ScoringBackend, *, final: bool) -> tuple[Backend, str]:
     """Choose the library that scores.
 
     Args:

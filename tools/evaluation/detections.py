@@ -63,17 +63,17 @@ def box_detections(columns: tuple[np.ndarray, np.ndarray, np.ndarray], results: 
     images, labels, scores = columns
     boxes = [result.get("bbox") for result in results]
     try:
-        is_whole = not boxes or set(map(len, boxes)) == {4}  # type: ignore[arg-type]  # None has no length
-        flat = np.fromiter(chain.from_iterable(boxes), np.float64) if is_whole else None  # type: ignore[arg-type]
+        is_whole = set(map(len, boxes)) <= {4}  # type: ignore[arg-type]  # None has no length
+        flat = np.array(list(chain.from_iterable(boxes)) or np.zeros(0))  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        flat = None
-    if flat is None or not np.isfinite(flat).all():
-        number = next(i for i, box in enumerate(boxes) if not _is_box(box))
-        raise InvalidValue(
-            f"result {number} (image {results[number]['image_id']}) has bbox {boxes[number]}: give finite "
-            "[x, y, width, height]"
-        )
-    columns_of_boxes = flat.reshape(-1, 4)
+        is_whole, flat = False, np.zeros(0)
+    if not is_whole or flat.dtype.kind not in "fiu" or not np.isfinite(flat).all():
+        for number in (i for i, box in enumerate(boxes) if not _is_box(box)):
+            raise InvalidValue(
+                f"result {number} (image {results[number]['image_id']}) has bbox {boxes[number]}: give finite "
+                "[x, y, width, height]"
+            )
+    columns_of_boxes = flat.astype(np.float64).reshape(-1, 4)
     areas = columns_of_boxes[:, 2] * columns_of_boxes[:, 3]
     return Objects(images, labels, columns_of_boxes, areas, np.zeros(len(images), bool), scores)
 
@@ -102,12 +102,14 @@ def mask_detections(
             f"result {number} (image {results[number]['image_id']}) has no segmentation as RLE, which 'segm' needs: "
             "write results with masks, or score kinds=('bbox',)"
         )
-    # no tuple for each: so many new objects would set off the garbage collector
-    given = np.fromiter(chain.from_iterable([mask["size"] for mask in masks]), np.int64).reshape(-1, 2)
-    expected = table.sizes[images]
-    for number in np.flatnonzero((given != expected).any(axis=1)).tolist():
+    sizes, expected = [mask["size"] for mask in masks], table.sizes[images]
+    if set(map(len, sizes)) - {2}:
+        differ = np.array([len(size) != 2 for size in sizes])
+    else:
+        differ = (np.fromiter(chain.from_iterable(sizes), np.float64).reshape(-1, 2) != expected).any(axis=1)
+    for number in np.flatnonzero(differ).tolist():
         raise InvalidValue(  # COCOeval would silently count it as a false positive
-            f"result {number} has a mask of [height, width] {given[number].tolist()}, image "
+            f"result {number} has a mask of [height, width] {list(sizes[number])}, image "
             f"{results[number]['image_id']} is {expected[number].tolist()}: paste masks into the image before writing "
             "results"
         )

@@ -10,7 +10,7 @@ from .ground_truth import mask_areas
 from .interface import Backend, Curves, Kind, Objects, ToScore
 
 SIDES_PX = ((64, 96), (150, 120), (400, 300))  # objects of these images are small, medium and large
-IMAGES, CATEGORIES = 30, 3
+IMAGES, CATEGORIES, WRONG = 30, 3, 20
 LIMITS = (100, 10)
 
 
@@ -56,38 +56,41 @@ def _first_difference(found: Curves, expected: Curves) -> str:
     return ""
 
 
-def generated(kind: Kind, max_detections: int, seed: int = 0) -> ToScore:
+def generated(kind: Kind, max_detections: int, *, images: int = IMAGES, wrong: int = WRONG, seed: int = 0) -> ToScore:
     """Make the data set.
 
     Args:
         kind: "bbox" or "segm".
         max_detections: the limit on detections.
+        images: number of images.
+        wrong: detections of nothing per image, on average; there are about ten of objects.
         seed: random seed.
 
     Returns:
         What to score.
     """
     rng = np.random.default_rng(seed)
-    sizes = np.array([SIDES_PX[i % len(SIDES_PX)] for i in range(IMAGES)])
+    numbers = np.arange(images)
+    sizes = np.array(SIDES_PX)[numbers % len(SIDES_PX)]
     # an image in five has no objects; an object in eight is a crowd
-    images = np.repeat(np.arange(IMAGES), np.where(np.arange(IMAGES) % 5 == 3, 0, rng.integers(1, 7, IMAGES)))
-    boxes = _random_boxes(rng, sizes[images])
-    columns = images, rng.integers(0, CATEGORIES, len(images)), boxes, boxes[:, 2] * boxes[:, 3]
-    crowd = rng.random(len(images)) < 1 / 8
-    masks = _masks(boxes, crowd, sizes[images]) if kind == "segm" else None
-    truth = Objects(*columns, crowd, np.ones(len(images)), masks)
-    scored = np.flatnonzero(np.arange(IMAGES) % 10 != 9)
-    detections = _detections(rng, truth, sizes)
+    image_of = np.repeat(numbers, np.where(numbers % 5 == 3, 0, rng.integers(1, 7, images)))
+    boxes = _random_boxes(rng, sizes[image_of])
+    columns = image_of, rng.integers(0, CATEGORIES, len(boxes)), boxes, boxes[:, 2] * boxes[:, 3]
+    crowd = rng.random(len(boxes)) < 1 / 8
+    masks = _masks(boxes, crowd, sizes[image_of]) if kind == "segm" else None
+    truth = Objects(*columns, crowd, np.ones(len(boxes)), masks)
+    scored = np.flatnonzero(numbers % 10 != 9)
+    detections = _detections(rng, truth, sizes, wrong * images)
     return ToScore(
         kind, sizes, CATEGORIES, scored, max_detections, truth.of_images(scored), detections.of_images(scored)
     )
 
 
-def _detections(rng: np.random.Generator, truth: Objects, sizes: np.ndarray) -> Objects:
+def _detections(rng: np.random.Generator, truth: Objects, sizes: np.ndarray, wrong: int) -> Objects:
     """Up to six jittered detections of each object, and some of nothing; an image in seven has none."""
     copied = np.repeat(np.arange(len(truth)), rng.integers(0, 7, len(truth)))
     jitter = 1 + rng.normal(0, 0.08, (len(copied), 4))
-    random = rng.integers(0, IMAGES, 20 * IMAGES)
+    random = rng.integers(0, len(sizes), wrong)
     images = np.concatenate([truth.images[copied], random])
     boxes = np.concatenate([truth.boxes[copied] * jitter, _random_boxes(rng, sizes[random])])
     labels = np.concatenate([truth.categories[copied], rng.integers(0, CATEGORIES, len(random))])
