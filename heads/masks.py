@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import register_pytree_node
-from torchvision.ops import roi_align
 
 from resnet_backbone.errors import InvalidValue
 
+from .kernels import roi_align_operator
 from .transfer import send
 
 Rle = dict[str, Any]  # COCO's run lengths: {"size": [H, W], "counts": str}
@@ -202,7 +202,8 @@ class BitMasks:
         index = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)
         regions = torch.cat([index[:, None], boxes], dim=1)
         bits = self.bits.to(device=boxes.device, dtype=boxes.dtype)[:, None]
-        fractions: Tensor = roi_align(bits, regions, size, 1.0, 0, aligned=not soft_bitmaps)[:, 0]
+        aligned = not soft_bitmaps
+        fractions = roi_align_operator(bits, regions, size=size, scale=1.0, samples=0, aligned=aligned)[:, 0]
         return fractions if soft_bitmaps else fractions >= 0.5
 
     def to_rle(self) -> list[Rle]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torchvision.ops import batched_nms, nms
 
 
 def grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou: float) -> Tensor:
@@ -22,6 +21,9 @@ def grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou: float) -> Te
     Returns:
         Indices of the boxes that are left, int64, best first.
     """
+    # not at the top: torchvision imports the compiler of torch, which takes longer than torch itself
+    from torchvision.ops import batched_nms, nms
+
     if boxes.device.type == "cpu" or not len(boxes):
         kept: Tensor = batched_nms(boxes, scores, groups, iou)
         return kept

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor
 
 
@@ -22,6 +21,9 @@ def roi_align_operator(
     feature: Tensor, regions: Tensor, *, size: int, scale: float, samples: int, aligned: bool
 ) -> Tensor:
     """RoIAlign by torchvision's operator; arguments as for `heads.kernels.RoIAlign`."""
+    # not at the top: torchvision imports the compiler of torch, which takes longer than torch itself
+    import torchvision
+
     # the operator needs contiguous features and would copy channels_last ones itself; in half precision it would round
     # the positions too
     features = feature.to(regions.dtype).contiguous()

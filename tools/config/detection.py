@@ -21,6 +21,7 @@ from . import settings
 from .recipe_help import recipe_settings
 from .settings import CommonConfig, EvalConfig, Section, TrainConfig, merge
 
+ScoringBackend = Literal["auto", "pycocotools", "hotcoco"]
 MIN_SIDE_PX = 32  # the stride of C5
 
 
@@ -158,6 +159,11 @@ class DetectorEvalConfig(EvalConfig):
     )
     compile: bool = Field(
         False, description="compile the detector for scoring with torch.compile, which takes about a minute"
+    )
+    backend: ScoringBackend = Field(
+        "auto",
+        description="library that scores; auto: hotcoco for scores during training, if it is installed and scores as "
+        "pycocotools does in a self-check, and pycocotools for final scores",
     )
 
 

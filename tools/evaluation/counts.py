@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from resnet_backbone import ResNetClassifier
 from resnet_backbone.blocks import Bottleneck
@@ -61,6 +60,9 @@ def count(name: str) -> NetCounts:
     Raises:
         InvalidValue: no such row.
     """
+    # not at the top: it imports triton, and `--help` does not need it
+    from torch.utils.flop_counter import FlopCounterMode
+
     spec = find_spec(name)
     cifar = spec.stem == "cifar"
     if issubclass(spec.block, Bottleneck):

@@ -1,43 +1,93 @@
-"""Ground truth as COCO-eval takes it, from a table of annotations, a file or its content."""
+"""Ground truth to score with, from a table of annotations, a file or its content."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pycocotools import mask as coco_mask
+import numpy as np
 
 from resnet_backbone.errors import InvalidValue
 from tools.annotations.reader import read_annotations
-from tools.annotations.table import AnnotationTable
+from tools.annotations.table import NO_OUTLINE, AnnotationTable
+
+from .interface import Objects
 
 GroundTruth = AnnotationTable | Path | str | Mapping[str, Any]
+AREAS_AT_ONCE = 255  # pycocotools puts the number of masks into an uint8
 
 
-def load_ground_truth(ground_truth: GroundTruth, *, segmentations: bool = True) -> dict[str, Any]:
-    """Take ground truth, with the fields that scoring needs.
+def load_ground_truth(ground_truth: GroundTruth) -> AnnotationTable:
+    """Take ground truth.
 
     Args:
         ground_truth: annotations that were read, a COCO instances file, or its content, which is not changed. A file
             is read and checked as for training.
-        segmentations: whether to add the outlines.
 
     Returns:
-        COCO's "images", "categories" and "annotations". Each annotation has `bbox`, `area`, `iscrowd` and a new, unique
-        `id`; crowds without an outline have the outline of their box.
+        The annotations.
 
     Raises:
         MissingFile: the file does not exist.
         BadAnnotations: as for `read_annotations`.
     """
-    table = ground_truth if isinstance(ground_truth, AnnotationTable) else read_annotations(ground_truth)
-    content = table.to_coco(segmentations=segmentations)
-    for annotation in content["annotations"] if segmentations else ():
-        if annotation["iscrowd"] and "segmentation" not in annotation:
-            x, y, w, h = annotation["bbox"]
-            annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
-    return content
+    return ground_truth if isinstance(ground_truth, AnnotationTable) else read_annotations(ground_truth)
+
+
+def box_objects(table: AnnotationTable) -> Objects:
+    """The objects of a table, to score boxes.
+
+    Args:
+        table: the annotations.
+
+    Returns:
+        The used objects, image by image; images are numbered as in `table.image_ids`, categories as the labels.
+    """
+    rows = table.rows
+    columns = (table.labels[rows], table.boxes[rows], table.areas[rows], table.crowd[rows], np.ones(len(rows)))
+    return Objects(table.images_of_rows(), *columns)
+
+
+def mask_objects(table: AnnotationTable, images: np.ndarray) -> Objects:
+    """The objects of some images, to score masks. Crowds without an outline have the outline of their box.
+
+    Args:
+        table: the annotations.
+        images: indices of the images.
+
+    Returns:
+        The used objects of these images, as for `box_objects`.
+
+    Raises:
+        InvalidValue: an object that is no crowd has no outline, or an image with polygons has no size.
+    """
+    kept = np.flatnonzero(np.isin(table.images_of_rows(), images))
+    boxes = box_objects(table).of_images(images)
+    masks = []
+    for row, image in zip(table.rows[kept].tolist(), boxes.images.tolist()):
+        mask = table.segmentation(row, image) if table.outlines.kinds[row] != NO_OUTLINE else None
+        if not mask and table.crowd[row]:
+            x, y, w, h = table.boxes[row].tolist()
+            mask = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        if not mask:
+            raise InvalidValue(
+                f"an annotation of image {table.image_ids[image]}, bbox {table.boxes[row].tolist()}, has no "
+                "segmentation, which 'segm' needs: add it, or score kinds=('bbox',)"
+            )
+        if isinstance(mask, list):
+            _check_size(table, image)
+        masks.append(mask)
+    return Objects(boxes.images, boxes.categories, boxes.boxes, boxes.areas, boxes.crowd, boxes.scores, masks)
+
+
+def _check_size(table: AnnotationTable, image: int) -> None:
+    """COCOeval would draw the polygons of an image without a size as empty masks."""
+    if not table.sizes[image].all():
+        raise InvalidValue(
+            f"image {table.image_ids[image]} has no 'height' and 'width', which polygons need: add both to the ground "
+            "truth"
+        )
 
 
 def to_rle(segmentation: Any, image: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,6 +103,8 @@ def to_rle(segmentation: Any, image: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InvalidValue: the segmentation is polygons and the image has no size.
     """
+    from pycocotools import mask as coco_mask  # not at the top: `--help` does not need it
+
     if isinstance(segmentation, Mapping):
         if isinstance(segmentation["counts"], list):
             rle: dict[str, Any] = coco_mask.frPyObjects(segmentation, *segmentation["size"])
@@ -64,3 +116,19 @@ def to_rle(segmentation: Any, image: Mapping[str, Any]) -> dict[str, Any]:
     parts = coco_mask.frPyObjects(segmentation, image["height"], image["width"])
     merged: dict[str, Any] = coco_mask.merge(parts)
     return merged
+
+
+def mask_areas(masks: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """The areas of masks.
+
+    Args:
+        masks: R compressed RLEs.
+
+    Returns:
+        (R,) float64, square pixels.
+    """
+    from pycocotools import mask as coco_mask  # not at the top: `--help` does not need it
+
+    starts = range(0, len(masks), AREAS_AT_ONCE)
+    parts = [coco_mask.area(list(masks[start : start + AREAS_AT_ONCE])) for start in starts]
+    return np.concatenate([np.zeros(0), *parts])

@@ -5,25 +5,22 @@ Glossary: T IoU thresholds, P recall points, K categories, A area ranges, M limi
 
 from __future__ import annotations
 
-import contextlib
-import io
-import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
-from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from resnet_backbone.errors import InvalidValue
-from tools.annotations.table import Id
-from tools.evaluation.ground_truth import GroundTruth, load_ground_truth, to_rle
+from tools.annotations.table import AnnotationTable, Id
 
-KINDS = ("bbox", "segm")
+from .backends import Pycocotools
+from .detections import Results, box_detections, check_known, mask_detections, result_columns
+from .ground_truth import GroundTruth, box_objects, load_ground_truth, mask_objects
+from .interface import Backend, Curves, Kind, ToScore
+
+KINDS: tuple[Kind, ...] = ("bbox", "segm")
 MAX_DETECTIONS = 100  # detections of a class in an image that COCO scores
 # in the order of COCOeval.stats; s, m, l: areas below 32^2, up to 96^2 and above, square pixels
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -58,15 +55,21 @@ class KindScores:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores by kind.
+    """Scores by kind, and what they are of.
 
     Attributes:
         kinds: scores of "bbox" and/or "segm".
         max_detections: detections of a class that were scored in an image.
+        images: number of images that were scored; None if unknown.
+        skipped_images: ids of the images of the split that were not scored.
+        backend: name and version of the library that scored; "" if unknown.
     """
 
     kinds: dict[str, KindScores]
     max_detections: int = MAX_DETECTIONS
+    images: int | None = None
+    skipped_images: tuple[Id, ...] = ()
+    backend: str = ""
 
     def label(self, figure: str) -> str:
         """Name a figure; one that is not COCO's says so.
@@ -85,11 +88,16 @@ class Scores:
         """Convert to JSON's types.
 
         Returns:
-            {"bbox": {"AP": ..., ..., "by_category": {name: {"AP": ..., "AP50": ..., "instances": ...}}}}, and
-            "max_detections" if the limit is not COCO's.
+            "backend", "max_detections", "images" and "skipped_images" as in this class, and, for each kind,
+            "bbox": {"AP": ..., ..., "by_category": {name: {"AP": ..., "AP50": ..., "instances": ...}}}.
         """
-        limit = {} if self.max_detections == MAX_DETECTIONS else {"max_detections": self.max_detections}
-        return limit | {
+        scored = {
+            "backend": self.backend,
+            "max_detections": self.max_detections,
+            "images": self.images,
+            "skipped_images": list(self.skipped_images),
+        }
+        return scored | {
             kind: {
                 **scores.figures,
                 "by_category": {name: dict(category) for name, category in scores.by_category.items()},
@@ -100,21 +108,23 @@ class Scores:
 
 def score_coco(
     ground_truth: GroundTruth,
-    results: Sequence[Mapping[str, Any]],
+    results: Results,
     *,
     kinds: Sequence[str] = ("bbox",),
     image_ids: Sequence[Id] | None = None,
     max_detections: int = MAX_DETECTIONS,
+    backend: Backend | None = None,
 ) -> Scores:
-    """Score results with pycocotools. The arguments are not changed, and nothing is printed.
+    """Score results. The arguments are not changed, and nothing is printed.
 
     Args:
         ground_truth: annotations that were read, a COCO instances file, or its content.
         results: COCO results. Images without results count as images without detections.
         kinds: "bbox" (boxes) and/or "segm" (masks).
-        image_ids: images to score; None for all images of the ground truth.
+        image_ids: images to score; None for all images of the ground truth. The others are listed as skipped.
         max_detections: detections of a class that are scored in an image, best first. COCO's figures are defined with
             100; with another limit, the figures called AR100 and so on use that limit.
+        backend: the library that scores, as from `choose_backend`; None for pycocotools.
 
     Returns:
         The scores of each kind.
@@ -125,44 +135,27 @@ def score_coco(
         InvalidValue: the results, `kinds` or `image_ids` cannot be used.
     """
     _check_kinds(kinds)
-    content = load_ground_truth(ground_truth, segmentations="segm" in kinds)
-    selected_ids = _select_images(content, image_ids)
-    _check_results(content, results)
-    by_kind = {kind: _score_kind(kind, content, results, selected_ids, max_detections) for kind in kinds}
-    return Scores(by_kind, max_detections)
+    backend = backend or Pycocotools()
+    table = load_ground_truth(ground_truth)
+    images = _select_images(table, image_ids)
+    columns = result_columns(table, results)
+    instances = _count_instances(table, images)
+    by_kind: dict[str, KindScores] = {}
+    for kind in (kind for kind in KINDS if kind in kinds):
+        truth = mask_objects(table, images) if kind == "segm" else box_objects(table).of_images(images)
+        found = mask_detections(columns, results, table) if kind == "segm" else box_detections(columns, results)
+        size = table.sizes, len(table.class_names)
+        curves = backend.curves(ToScore(kind, *size, images, max_detections, truth, found.of_images(images)))
+        by_kind[kind] = KindScores(_figures(curves), _by_category(curves, table.class_names, instances))
+    kept = set(images.tolist())
+    skipped = tuple(image_id for i, image_id in enumerate(table.image_ids) if i not in kept)
+    in_order = {kind: by_kind[kind] for kind in kinds}
+    return Scores(in_order, max_detections, len(images), skipped, backend.label)
 
 
-def _score_kind(
-    kind: str,
-    ground_truth: Mapping[str, Any],
-    results: Sequence[Mapping[str, Any]],
-    image_ids: list[Id],
-    max_detections: int,
-) -> KindScores:
-    images = {image["id"]: image for image in ground_truth["images"]}
-    if kind == "segm":
-        _check_segmentations(ground_truth, set(image_ids))
-        detections = [_mask_result(i, result, images[result["image_id"]]) for i, result in enumerate(results)]
-    else:
-        detections = [_box_result(i, result) for i, result in enumerate(results)]
-    # COCOeval writes into annotations: each kind gets its own copies
-    annotations = [dict(annotation) for annotation in ground_truth["annotations"]]
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(
-            _indexed({**ground_truth, "annotations": annotations}),
-            _indexed({**ground_truth, "annotations": detections}),
-            kind,
-        )
-        evaluation.params.imgIds = image_ids
-        evaluation.params.maxDets = [1, 10, max_detections]
-        evaluation.evaluate()
-        evaluation.accumulate()
-    return KindScores(_figures(evaluation), _by_category(ground_truth, evaluation, set(image_ids)))
-
-
-def _figures(evaluation: COCOeval) -> dict[str, float | None]:
+def _figures(curves: Curves) -> dict[str, float | None]:
     """The twelve figures; COCOeval.summarize computes AP for a limit of 100 detections only."""
-    precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]  # (T, P, K, A, M), (T, K, A, M)
+    precision, recall = curves.precision, curves.recall  # (T, P, K, A, M), (T, K, A, M)
     values = [precision[..., 0, -1], precision[0, ..., 0, -1], precision[5, ..., 0, -1]]
     values += [precision[..., area, -1] for area in (1, 2, 3)]
     values += [recall[..., 0, limit] for limit in (0, 1, 2)]
@@ -170,59 +163,19 @@ def _figures(evaluation: COCOeval) -> dict[str, float | None]:
     return {name: _mean(v) for name, v in zip(FIGURES, values, strict=True)}
 
 
-def _by_category(
-    ground_truth: Mapping[str, Any], evaluation: COCOeval, image_ids: set[Id]
-) -> dict[str, CategoryScores]:
-    scored = [a for a in ground_truth["annotations"] if a["image_id"] in image_ids and not a["iscrowd"]]
-    counts = Counter(annotation["category_id"] for annotation in scored)
-    precision = evaluation.eval["precision"]  # (T, P, K, A, M)
-    column = {category_id: k for k, category_id in enumerate(evaluation.params.catIds)}
+def _by_category(curves: Curves, names: Sequence[str], instances: Sequence[int]) -> dict[str, CategoryScores]:
     scores: dict[str, CategoryScores] = {}
-    for category in ground_truth["categories"]:
-        category_id = category["id"]
-        values = precision[:, :, column[category_id], 0, -1]  # all areas, 100 detections per image: (T, P)
-        scores[category["name"]] = CategoryScores(
-            AP=_mean(values), AP50=_mean(values[0]), instances=counts[category_id]
-        )
+    for k, (name, count) in enumerate(zip(names, instances, strict=True)):
+        values = curves.precision[:, :, k, 0, -1]  # all areas, the largest limit: (T, P)
+        scores[name] = CategoryScores(AP=_mean(values), AP50=_mean(values[0]), instances=count)
     return scores
 
 
-def _mask_result(number: int, result: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, Any]:
-    """A result with the area of its mask: COCO.loadRes would take the area of the box if there are both."""
-    if not isinstance(result.get("segmentation"), Mapping):
-        raise InvalidValue(
-            f"result {number} (image {result['image_id']}) has no segmentation as RLE, which 'segm' needs: "
-            "write results with masks, or score kinds=('bbox',)"
-        )
-    rle = to_rle(result["segmentation"], image)
-    size = [image.get("height"), image.get("width")]
-    if list(rle["size"]) != size:  # COCOeval would silently count it as a false positive
-        raise InvalidValue(
-            f"result {number} has a mask of [height, width] {list(rle['size'])}, image {image['id']} is "
-            f"{size}: paste masks into the image before writing results"
-        )
-    return {**_common(number, result), "segmentation": rle, "area": float(coco_mask.area(rle))}
-
-
-def _box_result(number: int, result: Mapping[str, Any]) -> dict[str, Any]:
-    box = result.get("bbox")
-    if box is None or len(box) != 4 or not all(map(math.isfinite, box)):
-        raise InvalidValue(
-            f"result {number} (image {result['image_id']}) has bbox {box}: give finite [x, y, width, height]"
-        )
-    return {**_common(number, result), "bbox": list(box), "area": float(box[2]) * float(box[3])}
-
-
-def _common(number: int, result: Mapping[str, Any]) -> dict[str, Any]:
-    copied = {field: result[field] for field in ("image_id", "category_id", "score")}
-    return {**copied, "id": number + 1, "iscrowd": 0}
-
-
-def _indexed(dataset: dict[str, Any]) -> COCO:
-    coco = COCO()
-    coco.dataset = dataset
-    coco.createIndex()
-    return coco
+def _count_instances(table: AnnotationTable, images: np.ndarray) -> list[int]:
+    """Ground-truth instances of each category in these images, without crowds."""
+    counted = np.isin(table.images_of_rows(), images) & ~table.crowd[table.rows]
+    counts: list[int] = np.bincount(table.labels[table.rows[counted]], minlength=len(table.class_names)).tolist()
+    return counts
 
 
 def _check_kinds(kinds: Sequence[str]) -> None:
@@ -230,44 +183,15 @@ def _check_kinds(kinds: Sequence[str]) -> None:
         raise InvalidValue(f"kinds is {kinds!r}: give a tuple of one or both of {KINDS}")
 
 
-def _select_images(ground_truth: Mapping[str, Any], image_ids: Sequence[Id] | None) -> list[Id]:
-    known_ids = {image["id"] for image in ground_truth["images"]}
+def _select_images(table: AnnotationTable, image_ids: Sequence[Id] | None) -> np.ndarray:
+    """Indices of the images to score, ascending."""
     if image_ids is None:
-        return sorted(known_ids)
+        return np.arange(len(table.image_ids))
     if not len(image_ids):  # COCOeval would score all images
         raise InvalidValue("image_ids is empty: give the ids of the images to score, or None for all of them")
-    _check_known("image_ids", set(image_ids) - known_ids)
-    return sorted(set(image_ids))
-
-
-def _check_results(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> None:
-    for number, result in enumerate(results):
-        missing = {"image_id", "category_id", "score"} - result.keys()
-        if missing or not math.isfinite(result["score"]):
-            raise InvalidValue(
-                f"result {number} lacks {sorted(missing) or 'a finite score'}: give results in COCO's format"
-            )
-    image_ids = {image["id"] for image in ground_truth["images"]}
-    category_ids = {category["id"] for category in ground_truth["categories"]}
-    _check_known("image ids of the results", {result["image_id"] for result in results} - image_ids)
-    _check_known("category ids of the results", {result["category_id"] for result in results} - category_ids)
-
-
-def _check_known(what: str, unknown_ids: set[Id]) -> None:
-    if unknown_ids:
-        raise InvalidValue(
-            f"{what}: {sorted(unknown_ids, key=str)[:5]} are not in the ground truth ({len(unknown_ids)} in all): "
-            "use the data set that the results were made on"
-        )
-
-
-def _check_segmentations(ground_truth: Mapping[str, Any], image_ids: set[Id]) -> None:
-    for annotation in ground_truth["annotations"]:
-        if annotation["image_id"] in image_ids and not annotation.get("segmentation"):
-            raise InvalidValue(
-                f"an annotation of image {annotation['image_id']}, bbox {annotation['bbox']}, has no "
-                "segmentation, which 'segm' needs: add it, or score kinds=('bbox',)"
-            )
+    chosen = set(image_ids)
+    check_known("image_ids", chosen - set(table.image_ids))
+    return np.array([i for i, image_id in enumerate(table.image_ids) if image_id in chosen])
 
 
 def _mean(values: npt.NDArray[np.float64]) -> float | None:

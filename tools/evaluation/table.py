@@ -19,9 +19,21 @@ def scores_table(scores: Scores) -> Group:
         scores: scores of one or more kinds.
 
     Returns:
-        Two tables, one below the other.
+        Two tables, one below the other, and notes on the images that were not scored and the library that scored.
     """
-    return Group(_figures_table(scores), _category_table(scores, columns=3 if len(scores.kinds) == 1 else 2))
+    tables = _figures_table(scores), _category_table(scores, columns=3 if len(scores.kinds) == 1 else 2)
+    return Group(*tables, *_notes(scores))
+
+
+def _notes(scores: Scores) -> list[str]:
+    notes = []
+    if scores.skipped_images:
+        shown = ", ".join(map(str, scores.skipped_images[:5])) + (" ..." if len(scores.skipped_images) > 5 else "")
+        notes.append(f"{len(scores.skipped_images)} images were not scored: {escape(shown)}")
+    if scores.backend:
+        of = "" if scores.images is None else f" on {scores.images} images"
+        notes.append(f"scored by {scores.backend}{of}")
+    return notes
 
 
 def percent(fraction: float | None) -> str:

@@ -94,7 +94,7 @@ def train(config: ClassifierRunConfig, *, resume: bool = False, overwrite: bool 
             config,
             accelerator,
             resume=resume,
-            evaluate=None if val is None else lambda step: _score_in_training(net, val, config, accelerator, console),
+            evaluate=None if val is None else lambda _: _score_in_training(net, val, config, accelerator, console),
             goal=lambda figures: float("nan") if figures["error"] is None else figures["error"],
         )
         if accelerator.is_main_process:

@@ -16,7 +16,6 @@ from resnet_backbone.errors import InvalidValue
 from tools.annotations.similar import content_hash, near_duplicates, perceptual_hashes
 from tools.annotations.table import NO_OUTLINE
 from tools.config.detection import RunConfig
-from tools.data.augment import coco_form
 from tools.data.coco import CocoData, ImageRecord
 from tools.evaluation.scores import MAX_DETECTIONS
 
@@ -279,5 +278,8 @@ def _box(outline: Any, size: ImageSize) -> list[float]:
 
 def _rle(outline: Any, size: ImageSize) -> Any:
     """An outline of a record as compressed run lengths."""
+    # not at the top: albumentations takes half a second to import, and `--help` does not need it
+    from tools.data.augment import coco_form
+
     rles = coco.frPyObjects(coco_form(outline), size.height, size.width)
     return coco.merge(rles) if isinstance(rles, list) else rles

@@ -18,6 +18,8 @@ from tools.config.settings import load_values
 from tools.console import CONSOLE
 from tools.data.coco import CocoData
 from tools.devices import pick_device
+from tools.evaluation.backends import choose_backend
+from tools.evaluation.interface import Backend
 from tools.evaluation.scores import Scores
 from tools.evaluation.table import scores_table
 from tools.report.curves import write_loss_curve
@@ -81,6 +83,7 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
         runs.check_resumed_classes(config, data.class_names, resume=resume)
         if accelerator.is_main_process:
             _show_data(splits, config)
+        backends = {} if val is None else _scoring_backends(config, console)
         setup = runs.initial_weights(config, resume=resume)
         # a resumed run keeps its weights.txt
         detector = make_detector(setup, data, Console(quiet=True) if resume else console).to(accelerator.device)
@@ -93,7 +96,7 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
             resume=resume,
             evaluate=None
             if val is None
-            else lambda step: _score_in_training(detector, val, config, accelerator, console),
+            else lambda final: _score_in_training(detector, val, config, accelerator, backends[final]),
             goal=lambda figures: -(figures.get("bbox/AP") or 0.0),
         )
         if accelerator.is_main_process:
@@ -200,7 +203,7 @@ def evaluate(
 
     Raises:
         AlreadyExists: the folder holds the scores of another evaluation. Nothing was predicted.
-        UserError: as for `load_run_config`, `load_detector`, `load_val` and `predict_results`.
+        UserError: as for `load_run_config`, `load_detector`, `load_val`, `choose_backend` and `predict_results`.
     """
     if config is None:
         config = load_run_config(run_or_weights)
@@ -213,8 +216,11 @@ def evaluate(
     folder = run_folder(run_or_weights) if out is None else Path(out)
     evaluation = evaluation_of_detector(detector, recipe, data, config)
     check_scores(folder, SCORE_FILES, evaluation, overwrite=overwrite)
+    backend, reason = choose_backend(config.eval.backend, final=True)
+    if config.eval.backend != "auto":
+        CONSOLE.print(f"scored by {backend.label}, {reason}", markup=False, soft_wrap=True)
     predicted = predict_results(detector, data, config)
-    scores = score(detector, predicted, data, config)
+    scores = score(detector, predicted, data, config, backend)
     write_scores(folder, predicted.results, scores, evaluation)
     return scores
 
@@ -231,17 +237,27 @@ def _show_data(splits: Data, config: RunConfig) -> None:
     CONSOLE.print(f"look at {path}: are the boxes around the objects?", markup=False)
 
 
+def _scoring_backends(config: RunConfig, console: Console) -> dict[bool, Backend]:
+    """The library that computes the scores of the run (True) and those during training (False); says why."""
+    backends = {}
+    for final in (False, True) if config.eval.every_epochs is not None else (True,):
+        backends[final], reason = choose_backend(config.eval.backend, final=final)
+        what = "final scores" if final else "scores during training"
+        console.print(f"{what}: {backends[final].label}, {reason}", markup=False, soft_wrap=True)
+    return backends
+
+
 def _score_in_training(
-    detector: RCNN, data: CocoData, config: RunConfig, accelerator: Accelerator, console: Console
+    detector: RCNN, data: CocoData, config: RunConfig, accelerator: Accelerator, backend: Backend
 ) -> runs.Figures:
     """Score with all processes; the main one prints a table and writes results.json and scores.json."""
 
     def score_all(parts: list[Any]) -> runs.Figures:
         predicted = Predicted.joined(parts)
-        scores = score(detector, predicted, data, config)
+        scores = score(detector, predicted, data, config, backend)
         evaluation = evaluation_of_detector(detector, config.model, data, config)
         write_scores(config.out, predicted.results, scores, evaluation)
-        console.print(scores_table(scores))
+        runs.main_console(accelerator).print(scores_table(scores))
         return {
             f"{kind}/{name}": kinds.figures[name] for kind, kinds in scores.kinds.items() for name in ("AP", "AP50")
         }

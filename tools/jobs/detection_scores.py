@@ -19,6 +19,7 @@ from tools.console import CONSOLE
 from tools.data.coco import CocoData, ImageRecord
 from tools.devices import pick_precision
 from tools.evaluation.classes import match_categories
+from tools.evaluation.interface import Backend
 from tools.evaluation.results import coco_results, write_results
 from tools.evaluation.scores import Scores, score_coco
 from tools.failures import during
@@ -102,14 +103,17 @@ def _listed(records: Sequence[ImageRecord]) -> str:
     return ", ".join(f"{r.path} ({r.size.width}x{r.size.height})" for r in records)
 
 
-def score(detector: RCNN, predicted: Predicted, data: CocoData, config: RunConfig) -> Scores:
-    """Score results with COCO-eval, on the objects that training uses, and on crowds as COCO-eval does.
+def score(
+    detector: RCNN, predicted: Predicted, data: CocoData, config: RunConfig, backend: Backend | None = None
+) -> Scores:
+    """Score results, on the objects that training uses, and on crowds as COCO-eval does.
 
     Args:
         detector: the detector; masks are scored if it has a mask head.
         predicted: what `predict_results` returned, of all processes.
         data: the split.
         config: the settings; `eval.max_detections` is used.
+        backend: the library that scores; None for pycocotools.
 
     Returns:
         The scores of boxes, and of masks.
@@ -131,6 +135,7 @@ def score(detector: RCNN, predicted: Predicted, data: CocoData, config: RunConfi
         kinds=kinds,
         image_ids=image_ids,
         max_detections=config.eval.max_detections,
+        backend=backend,
     )
 
 

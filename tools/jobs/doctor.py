@@ -25,7 +25,6 @@ from resnet_backbone.weights.read import WeightFile
 from tools.annotations.findings import BadAnnotations
 from tools.config.detection import RunConfig, load_config
 from tools.console import CONSOLE
-from tools.data.augment import Augment, coco_form
 from tools.data.coco import CocoData, ImageRecord
 from tools.evaluation import results as result_writer
 from tools.evaluation.scores import score_coco
@@ -172,6 +171,9 @@ def _round_trip(image: np.ndarray, record: ImageRecord, config: RunConfig, masks
     Returns:
         The detections; the largest distance of a vertex from where it was, pixels.
     """
+    # not at the top: albumentations takes half a second to import, and `--help` does not need it
+    from tools.data.augment import Augment
+
     augment = Augment((config.input.test_short_side_px,), config.input.long_side_px, 0.0, masks=masks)
     pixels, target = augment(image, record, seed=0)
     network = ImageSize(height=pixels.shape[1], width=pixels.shape[2])
@@ -189,6 +191,9 @@ def _masks(record: ImageRecord) -> PolygonMasks | BitMasks:
     """The outlines of an image; bitmaps if any of them is an RLE."""
     if all(isinstance(segmentation, tuple) for segmentation in record.segmentations):
         return PolygonMasks(record.segmentations)
+    # not at the top: albumentations takes half a second to import, and `--help` does not need it
+    from tools.data.augment import coco_form
+
     height, width = record.size.height, record.size.width
     planes = [decode_segmentation(coco_form(s), height, width) for s in record.segmentations]
     return BitMasks(torch.from_numpy(np.stack(planes)))

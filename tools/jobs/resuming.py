@@ -106,6 +106,7 @@ RULES: dict[str, tuple[Rule, str]] = {
     "eval.batch_size": ("allow", ""),
     "eval.compile": ("allow", ""),
     "eval.max_detections": ("say", ""),
+    "eval.backend": ("allow", ""),
     "eval.crops": ("say", ""),
     "eval.scales_px": ("say", ""),
 }

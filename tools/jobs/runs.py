@@ -136,7 +136,7 @@ def fit(
     accelerator: Accelerator,
     *,
     resume: bool,
-    evaluate: Callable[[int], Figures] | None,
+    evaluate: Callable[[bool], Figures] | None,
     goal: Callable[[Figures], float],
 ) -> None:
     """Train a model from the first step, or the last checkpoint, to the end of the schedule.
@@ -148,7 +148,7 @@ def fit(
         config: the settings of the run.
         accelerator: what `started` yielded.
         resume: continue from the last checkpoint.
-        evaluate: step -> figures of the validation split; None without one.
+        evaluate: whether these are the final scores -> figures of the validation split; None without one.
         goal: the figure that `schedule.kind=plateau` reads, the smaller the better.
 
     Raises:
@@ -167,7 +167,8 @@ def fit(
     plan = batch_plan(images, config)
     schedule = make_schedule(config, -(-plan.per_epoch // settings.accumulate))
     optimiser = make_optimiser(model, config.optimiser, schedule.peak_lr)
-    trainer = Trainer(accelerator, model, optimiser, schedule, config, task, plan.per_epoch, evaluate, goal)
+    at_step = None if evaluate is None else lambda step: evaluate(step >= schedule.total)
+    trainer = Trainer(accelerator, model, optimiser, schedule, config, task, plan.per_epoch, at_step, goal)
     if resume:
         for note in trainer.resume():
             console.print(note, markup=False, soft_wrap=True)

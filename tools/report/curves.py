@@ -9,13 +9,12 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from resnet_backbone.errors import InvalidValue, MissingFile
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Records = list[dict[str, Any]]
 LOSS_PREFIX = "losses/"
@@ -33,6 +32,10 @@ def write_loss_curve(metrics: Path, out: Path) -> None:
         MissingFile: there is no such metrics.jsonl.
         InvalidValue: the file is no metrics.jsonl, or has no line of kind "train".
     """
+    # not at the top: `--help` does not need it
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     records = read_metrics(metrics)
     train = by_step(records, "train")
     if not train:

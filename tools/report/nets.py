@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from resnet_backbone.errors import InvalidValue
 
 from .curves import TRAIN_ERROR, by_step, column, read_metrics, smooth
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SMOOTHING = 12  # lines of metrics.jsonl averaged for each point of a curve
 
@@ -143,6 +143,10 @@ def _style(net: str) -> str:
 
 
 def _figure(columns: int, title: str) -> tuple[Figure, Sequence[Axes]]:
+    # not at the top: `--help` does not need it
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6 * columns, 4.2), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title)

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from resnet_backbone.errors import MissingFile
 from tools.annotations.findings import BadAnnotations
-from tools.evaluation.ground_truth import load_ground_truth, to_rle
+from tools.evaluation.ground_truth import box_objects, load_ground_truth, mask_areas, mask_objects, to_rle
 
 SQUARE = [[10.0, 10.0, 20.0, 10.0, 20.0, 20.0, 10.0, 20.0]]
 
@@ -30,23 +30,37 @@ def test_missing_fields_are_filled_and_the_source_is_not_changed() -> None:
         {"bbox": [1, 2, 3, 4]}, {"segmentation": SQUARE}, {"bbox": [10, 10, 10, 10], "segmentation": SQUARE}
     )
     before = copy.deepcopy(content)
-    first, second, third = load_ground_truth(content)["annotations"]
+    objects = box_objects(load_ground_truth(content))
     assert content == before
-    assert (first["area"], first["iscrowd"]) == (12.0, 0)
-    assert second["bbox"] == [10.0, 10.0, 10.0, 10.0]
-    assert second["area"] == third["area"] == 100.0
+    assert (objects.areas.tolist(), objects.crowd.tolist()) == ([12.0, 100.0, 100.0], [False] * 3)
+    assert objects.boxes.tolist() == [[1.0, 2.0, 3.0, 4.0], [10.0] * 4, [10.0] * 4]
 
 
 def test_existing_fields_are_kept() -> None:
-    fields = {"bbox": [1, 2, 3, 4], "area": 7.5, "iscrowd": 1}
-    annotation, _ = load_ground_truth(make_content(fields, {"bbox": [5, 5, 9, 9]}))["annotations"]
-    assert fields.items() <= annotation.items()
+    content = make_content({"bbox": [1, 2, 3, 4], "area": 7.5, "iscrowd": 1}, {"bbox": [5, 5, 9, 9]})
+    objects = box_objects(load_ground_truth(content))
+    assert (objects.areas.tolist(), objects.crowd.tolist()) == ([7.5, 81.0], [True, False])
 
 
-def test_ids_of_zero_and_repeated_ids_are_replaced() -> None:
-    repeated = {"id": 0, "bbox": [1, 2, 3, 4]}
-    annotations = load_ground_truth(make_content(repeated, repeated))["annotations"]
-    assert [annotation["id"] for annotation in annotations] == [1, 2]
+def test_a_crowd_without_an_outline_has_that_of_its_box() -> None:
+    content = make_content({"bbox": [1, 2, 3, 4], "iscrowd": 1}, {"segmentation": SQUARE})
+    masks = mask_objects(load_ground_truth(content), np.arange(1)).masks
+    assert masks == [[[1, 2, 4, 2, 4, 6, 1, 6]], SQUARE]
+
+
+@pytest.mark.parametrize("side", ["height", "width"])
+def test_polygons_of_an_image_without_a_size_are_not_scored_as_empty_masks(side: str) -> None:
+    content = make_content({"segmentation": SQUARE})
+    del content["images"][0][side]
+    with pytest.raises(ValueError, match="image 1 has no 'height' and 'width', which polygons need"):
+        mask_objects(load_ground_truth(content), np.arange(1))
+
+
+@pytest.mark.parametrize("count", [0, 1, 254, 255, 256, 600])
+def test_areas_of_any_number_of_masks_are_those_of_each(count: int) -> None:
+    rows = np.random.default_rng(count).integers(0, 40, count)
+    bits = [np.asfortranarray(np.tile(np.arange(40)[:, None] < n, 50).astype(np.uint8)) for n in rows.tolist()]
+    assert mask_areas([coco_mask.encode(b) for b in bits]).tolist() == (50 * rows).tolist()
 
 
 @pytest.mark.parametrize("field", ["images", "categories", "annotations"])

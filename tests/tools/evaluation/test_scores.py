@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,8 @@ def test_no_results_score_zero_and_undefined_figures_are_none() -> None:
 
 def test_json_has_the_figures_and_the_categories() -> None:
     scores = score_coco(toy_ground_truth(), [toy_result()]).to_json()
-    assert list(scores) == ["bbox"] and list(scores["bbox"]) == [*FIGURES, "by_category"]
+    assert list(scores) == ["backend", "max_detections", "images", "skipped_images", "bbox"]
+    assert list(scores["bbox"]) == [*FIGURES, "by_category"]
     assert json.loads(json.dumps(scores)) == scores
     assert scores["bbox"]["AP"] == pytest.approx(1.0)
 
@@ -223,3 +225,39 @@ def test_invalid_kinds_and_image_ids_are_errors() -> None:
 def test_scoring_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     score_coco(toy_ground_truth(), [toy_result()])
     assert capsys.readouterr() == ("", "")
+
+
+def test_images_that_were_not_scored_are_part_of_the_result() -> None:
+    scores = score_coco(toy_ground_truth(5), [toy_result()], image_ids=[4, 1], max_detections=50)
+    assert (scores.images, scores.skipped_images, scores.max_detections) == (2, (2, 3, 5), 50)
+    assert json.loads(json.dumps(scores.to_json()))["skipped_images"] == [2, 3, 5]
+    assert score_coco(toy_ground_truth(), []).skipped_images == ()
+
+
+@pytest.mark.parametrize("size", [[200], [200, 200, 1], [200.5, 200], [100, 200]])
+def test_a_mask_of_another_size_is_named_among_many(size: list[float]) -> None:
+    results = [toy_result(segmentation=square(5)) for _ in range(300)]
+    results[123]["segmentation"] = {**results[123]["segmentation"], "size": size}
+    with pytest.raises(ValueError, match=f"result 123 has a mask of .* {re.escape(str(size))}, image 1 is"):
+        score_coco(toy_ground_truth(), results, kinds=("segm",))
+
+
+@pytest.mark.parametrize("score", [None, "0.5", [0.5], float("inf")])
+def test_the_first_result_without_a_finite_score_is_named_among_many(score: Any) -> None:
+    results = [toy_result() for _ in range(300)]
+    with pytest.raises(ValueError, match="result 250 lacks a finite score"):
+        score_coco(toy_ground_truth(), [*results[:250], toy_result(score=score), *results])
+
+
+@pytest.mark.parametrize("box", [None, [1, 2, 3], "1234", ["1", 2, 3, 4], [1, 2, None, 4], [1, 2, float("nan"), 4]])
+def test_the_first_result_without_a_box_of_finite_numbers_is_named_among_many(box: Any) -> None:
+    results = [toy_result() for _ in range(300)]
+    with pytest.raises(ValueError, match="result 250 .image 1. has bbox"):
+        score_coco(toy_ground_truth(), [*results[:250], toy_result(bbox=box), *results])
+
+
+def test_results_of_numpy_numbers_score_as_those_of_python() -> None:
+    given = {"image_id": np.int64(1), "category_id": np.int32(3), "score": np.float64(0.5)}
+    boxes = [np.array([10.0, 10, 20, 20]), (10, 10, 20, 20)]
+    plain = score_coco(toy_ground_truth(), [toy_result()] * 2)
+    assert score_coco(toy_ground_truth(), [{**given, "bbox": box} for box in boxes]) == plain

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from rich.console import Console
 
@@ -60,3 +62,13 @@ def test_80_columns_show_both_kinds_of_every_category_in_full() -> None:
 def test_a_name_in_brackets_is_not_markup() -> None:
     kind = KindScores(dict.fromkeys(FIGURES, 0.0), {"[bold]": CategoryScores(AP=0.1, AP50=0.1, instances=1)})
     assert any("[bold]" in line for line in rendered(Scores({"bbox": kind}), width=100))
+
+
+def test_images_that_were_not_scored_and_the_backend_are_shown() -> None:
+    scores = replace(
+        make_scores(("bbox",), 3), images=9, skipped_images=("[a]", *range(6)), backend="pycocotools 2.0.11"
+    )
+    lines = rendered(scores, width=80)
+    assert lines[-2].rstrip() == "7 images were not scored: [a], 0, 1, 2, 3 ..."
+    assert lines[-1].rstrip() == "scored by pycocotools 2.0.11 on 9 images"
+    assert not any("scored" in line for line in rendered(make_scores(("bbox",), 3), width=80))
