@@ -69,7 +69,8 @@ def test_a_compiled_predictor_gives_the_same_detections_for_images_of_any_size(
     assert compiled.detector.compile_s is not None and compiled.detector.compile_s > 0.1
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert_same_detections(compiled, Predictor(detector), sizes)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - graphs <= 1
+    # for very small feature maps torch chooses other kernels, and compiles once more
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - graphs <= 2
 
 
 def test_without_a_compiler_the_error_says_what_to_install(detector: RCNN) -> None:
