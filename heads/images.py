@@ -68,6 +68,9 @@ def read_image(path: str | PathLike[str], *, max_pixels: int | None = None) -> n
 def decode_image(file: BinaryIO, name: object, *, max_pixels: int | None = None) -> np.ndarray:
     """Read an image from an open file, such as a member of a zip archive; see `read_image`.
 
+    Plain JPEG files are decoded by simplejpeg if it is installed, about 1.3 times as fast as by Pillow and with the
+    same pixels (`heads.jpeg`); all others, and all errors, are Pillow's.
+
     Args:
         file: open for reading, and seekable.
         name: what errors call it.
@@ -81,9 +84,12 @@ def decode_image(file: BinaryIO, name: object, *, max_pixels: int | None = None)
     """
     from PIL import Image
 
+    from .jpeg import decode_plain_jpeg
+
     try:
         with open_image(file, max_pixels) as image:
-            return upright_rgb(image)
+            pixels = decode_plain_jpeg(image, file)
+            return upright_rgb(image) if pixels is None else pixels
     except UnreadableImage as error:
         raise UnreadableImage(f"{name}: {error}") from error
     except Image.DecompressionBombError as error:
