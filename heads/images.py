@@ -235,7 +235,8 @@ def resize(image: np.ndarray, size: ImageSize, *, how: str = "pillow", precise: 
     Args:
         image: (H, W, 3) uint8.
         size: the new size.
-        how: "pillow" averages over the source pixels when it shrinks; "opencv" and "torch" interpolate between four
+        how: "pillow" averages over the source pixels when it shrinks (it enlarges by OpenCV if that is installed, with
+            the same pixels: `heads.enlarge`); "opencv" and "torch" interpolate between four
             pixels, and "torch" does not round.
         precise: compute in float64; for "torch".
 
@@ -254,5 +255,9 @@ def resize(image: np.ndarray, size: ImageSize, *, how: str = "pillow", precise: 
         return cv2.resize(image, (size.width, size.height), interpolation=cv2.INTER_LINEAR)
     from PIL import Image
 
+    from .enlarge import enlarge
+
+    if (enlarged := enlarge(image, size)) is not None:
+        return enlarged
     resample = Image.Resampling.BILINEAR
     return np.asarray(Image.fromarray(image).resize((size.width, size.height), resample))
