@@ -46,7 +46,7 @@ def test_every_pair_of_neighbours_has_the_level_of_22_bit_weights(old: int, new:
     """Pillow's fixed-point sum, for all 65,536 pairs and a sample of the fractions of an axis."""
     axis = enlarge._axis(old, new)
     for x in sorted({*range(min(new, 20)), *np.random.default_rng(0).integers(0, new, 40).tolist(), new - 1}):
-        first, second, a, b, shift = axis[x]
+        first, a, second, b, shift = (column[x] for column in axis)
         place = (x + 0.5) * (old / new) - 0.5
         weight = int((place - np.floor(place)) * 2**22 + 0.5)
         if first == second:  # at the edges, or a fraction of 0
@@ -92,5 +92,5 @@ def test_without_opencv_images_are_resized_by_pillow(monkeypatch: pytest.MonkeyP
 def test_a_difference_to_pillow_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert enlarge._agrees.__wrapped__()
     exact = enlarge._axis
-    monkeypatch.setattr(enlarge, "_axis", lambda old, new: [(*entry[:4], 0.02) for entry in exact(old, new)])
+    monkeypatch.setattr(enlarge, "_axis", lambda old, new: (*exact(old, new)[:4], [0.02] * new))
     assert not enlarge._agrees.__wrapped__()
