@@ -32,8 +32,8 @@ def enlarge(image: np.ndarray, size: ImageSize) -> np.ndarray | None:
         size: the new size.
 
     Returns:
-        (size.height, size.width, 3) uint8, with the pixels that Pillow gives; None if a side becomes shorter or is
-        very long, or if OpenCV is not installed or does not agree with Pillow.
+        (size.height, size.width, 3) uint8, with the pixels that Pillow gives, in memory one plane per channel; None
+        if a side becomes shorter or is very long, or if OpenCV is not installed or does not agree with Pillow.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         return None
@@ -45,23 +45,24 @@ def enlarge(image: np.ndarray, size: ImageSize) -> np.ndarray | None:
 def _enlarge(image: np.ndarray, size: ImageSize) -> np.ndarray:
     import cv2
 
-    if size.width != image.shape[1]:
-        image = cv2.transpose(_enlarge_rows(cv2.transpose(image), size.width))
-    return image if size.height == image.shape[0] else _enlarge_rows(image, size.height)
+    height, width, channels = image.shape
+    columns = np.empty((size.width, height * channels), dtype=np.uint8)
+    _blend(cv2.transpose(image).reshape(width, -1), columns)
+    planes = np.empty((channels, size.height, size.width), dtype=np.uint8)
+    _blend(cv2.transpose(columns).reshape(height, channels, -1), planes.transpose(1, 0, 2))
+    enlarged: np.ndarray = planes.transpose(1, 2, 0)
+    return enlarged
 
 
-def _enlarge_rows(image: np.ndarray, length: int) -> np.ndarray:
-    """(H, W, 3) uint8 to (length, W, 3)."""
+def _blend(old: np.ndarray, new: np.ndarray) -> None:
+    """Resize the first axis of an array to the length of another one, which is written."""
     import cv2
 
-    out = np.empty((length, *image.shape[1:]), dtype=np.uint8)
-    rows = list(image.reshape(len(image), -1))
-    first, first_weight, second, second_weight, shift = _axis(len(rows), length)
+    lines = list(old)
+    first, first_weight, second, second_weight, shift = _axis(len(old), len(new))
     # a loop in C: a call takes about a microsecond, as long as its arithmetic
-    one, two = map(rows.__getitem__, first), map(rows.__getitem__, second)
-    calls = map(cv2.addWeighted, one, first_weight, two, second_weight, shift, out.reshape(length, -1))
-    deque(calls, maxlen=0)
-    return out
+    one, two = map(lines.__getitem__, first), map(lines.__getitem__, second)
+    deque(map(cv2.addWeighted, one, first_weight, two, second_weight, shift, new), maxlen=0)
 
 
 @lru_cache(maxsize=4096)

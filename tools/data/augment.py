@@ -201,11 +201,11 @@ def _resize_mask(mask: np.ndarray, size: ImageSize) -> np.ndarray:
 
 def _planes(image: np.ndarray) -> torch.Tensor:
     """(H, W, 3) to (3, H, W)."""
-    if image.dtype != np.uint8:
-        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-    planes = np.empty((3, *image.shape[:2]), dtype=np.uint8)
-    cv2.split(image, list(planes))  # four times as fast as numpy's copy
-    return torch.from_numpy(planes)
+    planes = image.transpose(2, 0, 1)  # `heads.enlarge` has them in memory
+    if image.dtype == np.uint8 and not planes.flags.c_contiguous:
+        planes = np.empty((3, *image.shape[:2]), dtype=np.uint8)
+        cv2.split(image, list(planes))  # four times as fast as numpy's copy
+    return torch.from_numpy(np.ascontiguousarray(planes))
 
 
 # boxes with a smaller area in either image, square pixels, are left to albumentations, which drops those below 1e-7

@@ -6,8 +6,10 @@ and of training processes, and after a run is resumed within an epoch.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -411,4 +413,13 @@ def _prepare_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where `_interrupts_held` cannot hold it
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    _keep_freed_memory()
     warnings.simplefilter("ignore", DeprecationWarning)
+
+
+def _keep_freed_memory() -> None:
+    """Keep the memory of images that are gone for the next ones: the system would clear every page again."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:  # glibc; parameters and values of malloc.h
+        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: below 32 MiB no mapping of its own
+        mallopt(-1, 2**27)  # M_TRIM_THRESHOLD: 128 MiB are kept
