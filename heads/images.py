@@ -68,6 +68,9 @@ def read_image(path: str | PathLike[str], *, max_pixels: int | None = None) -> n
 def decode_image(file: BinaryIO, name: object, *, max_pixels: int | None = None) -> np.ndarray:
     """Read an image from an open file, such as a member of a zip archive; see `read_image`.
 
+    Plain JPEG files are decoded by simplejpeg if it is installed, about 1.3 times as fast as by Pillow and with the
+    same pixels (`heads.jpeg`); all others, and all errors, are Pillow's.
+
     Args:
         file: open for reading, and seekable.
         name: what errors call it.
@@ -81,9 +84,12 @@ def decode_image(file: BinaryIO, name: object, *, max_pixels: int | None = None)
     """
     from PIL import Image
 
+    from .jpeg import decode_plain_jpeg
+
     try:
         with open_image(file, max_pixels) as image:
-            return upright_rgb(image)
+            pixels = decode_plain_jpeg(image, file)
+            return upright_rgb(image) if pixels is None else pixels
     except UnreadableImage as error:
         raise UnreadableImage(f"{name}: {error}") from error
     except Image.DecompressionBombError as error:
@@ -229,7 +235,8 @@ def resize(image: np.ndarray, size: ImageSize, *, how: str = "pillow", precise: 
     Args:
         image: (H, W, 3) uint8.
         size: the new size.
-        how: "pillow" averages over the source pixels when it shrinks; "opencv" and "torch" interpolate between four
+        how: "pillow" averages over the source pixels when it shrinks (it enlarges by OpenCV if that is installed, with
+            the same pixels: `heads.enlarge`); "opencv" and "torch" interpolate between four
             pixels, and "torch" does not round.
         precise: compute in float64; for "torch".
 
@@ -248,5 +255,9 @@ def resize(image: np.ndarray, size: ImageSize, *, how: str = "pillow", precise: 
         return cv2.resize(image, (size.width, size.height), interpolation=cv2.INTER_LINEAR)
     from PIL import Image
 
+    from .enlarge import enlarge
+
+    if (enlarged := enlarge(image, size)) is not None:
+        return enlarged
     resample = Image.Resampling.BILINEAR
     return np.asarray(Image.fromarray(image).resize((size.width, size.height), resample))

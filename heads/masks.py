@@ -18,9 +18,8 @@ from torch.utils._pytree import register_pytree_node
 from resnet_backbone.errors import InvalidValue
 
 from .kernels import roi_align_operator
+from .rle import Rle, columns_of, encode_columns
 from .transfer import send
-
-Rle = dict[str, Any]  # COCO's run lengths: {"size": [H, W], "counts": str}
 
 
 @dataclass(frozen=True)
@@ -212,11 +211,9 @@ class BitMasks:
         Returns:
             One per instance, with `counts` as text, because JSON does not hold bytes.
         """
-        rles = []
-        for index in range(len(self)):  # one by one: all planes of a large photograph do not fit in memory
-            window, left, top = self.window(index)
-            rles.append(encode_window(window.cpu().numpy(), left, top, *self.image_size))
-        return rles
+        # one by one: all planes of a large photograph do not fit in memory
+        columns = (columns_of(bits.cpu().numpy(), 0, 0) for bits in self.bits)
+        return encode_columns(columns, *self.image_size)
 
 
 def crop_all(
@@ -251,38 +248,6 @@ def crop_all(
         index, box = there if isinstance(of_image, PolygonMasks) else here
         crops.append(send(of_image[index].crop_to(box, size, soft_bitmaps=soft_bitmaps), device))
     return torch.cat(crops)
-
-
-def encode_window(window: np.ndarray, left: int, top: int, height: int, width: int) -> Rle:
-    """Convert a mask to COCO's compressed run lengths, from the part of it that is not empty.
-
-    Args:
-        window: (h, w) bool, the pixels from row `top` and column `left`; all others are unset.
-        left: first column of the window.
-        top: first row of the window.
-        height: of the image, pixels.
-        width: of the image, pixels.
-
-    Returns:
-        The run lengths, equal to pycocotools' for the whole mask.
-    """
-    from pycocotools import mask as coco
-
-    # down the columns; the zeros around every column end its runs, and row 0 here is row top - 1 of the image
-    column_height = window.shape[0] + 2
-    padded = np.zeros((window.shape[1], column_height), dtype=np.int8)
-    padded[:, 1:-1] = window.T
-    changes = np.flatnonzero(np.diff(padded.reshape(-1)))  # starts and ends of runs, alternately
-    columns, rows = changes // column_height, changes % column_height
-    ends = (left + columns) * height + top + rows
-    # runs that meet over the edge of the image are one
-    meets = np.flatnonzero(ends[1:-1:2] == ends[2::2])
-    ends = np.delete(ends, np.concatenate([2 * meets + 1, 2 * meets + 2]))
-    counts = np.diff(ends, prepend=0, append=height * width)
-    if len(ends) and ends[-1] == height * width:
-        counts = counts[:-1]
-    rle = coco.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
-    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
 
 
 def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarray:

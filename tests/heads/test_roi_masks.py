@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -19,8 +20,8 @@ from pycocotools import mask as coco
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from heads import BitMasks, RoiMasks
-from heads.masks import encode_window
+from heads import BitMasks, RoiMasks, rle, roi_masks
+from heads.rle import columns_of, encode_columns
 from heads.roi_masks import PastedMasks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +36,66 @@ def pasted(rule: Literal["exact", "integer"], count: int = 30) -> PastedMasks:
     boxes[0] = torch.tensor([-5.0, -5, WIDTH + 5, HEIGHT + 5])
     masks = RoiMasks(torch.rand(count, 14, 14), rule)
     return masks.paste(boxes, HEIGHT, WIDTH)
+
+
+def rle_of(plane: np.ndarray) -> dict[str, object]:
+    """Run lengths of a whole bitmap by pycocotools."""
+    counts = coco.encode(np.asfortranarray(plane.astype(np.uint8)))["counts"].decode()
+    return {"size": list(plane.shape), "counts": counts}
+
+
+def pasted_one_by_one(masks: PastedMasks) -> np.ndarray:
+    """The straightforward way, (R, H, W): every mask sampled at all pixels of the image."""
+    planes = np.zeros((len(masks), masks.height, masks.width), dtype=bool)
+    for plane, mask, box in zip(planes, masks.masks.probabilities, masks.boxes):
+        side = mask.shape[-1]
+        if masks.masks.paste_rule == "exact":
+            weights = []
+            for low, high, length in ((box[1], box[3], masks.height), (box[0], box[2], masks.width)):
+                position = (torch.arange(length) + 0.5 - low) / (high - low) * side - 0.5
+                weights.append((1 - (position[:, None] - torch.arange(side)).abs()).clamp(min=0))
+            plane[:] = (weights[0] @ mask @ weights[1].T >= masks.threshold).numpy()
+            continue
+        half, centre = (box[2:] - box[:2]) * 0.5 * ((side + 2) / side), (box[2:] + box[:2]) * 0.5
+        left, top, right, bottom = torch.cat([centre - half, centre + half]).to(torch.int64).tolist()
+        size = max(bottom - top + 1, 1), max(right - left + 1, 1)
+        padded = F.pad(mask, (1, 1, 1, 1))[None, None]
+        large = F.interpolate(padded, size=size, mode="bilinear", align_corners=False)[0, 0] > masks.threshold
+        y0, y1, x0, x1 = max(top, 0), min(bottom + 1, masks.height), max(left, 0), min(right + 1, masks.width)
+        if y1 > y0 and x1 > x0:
+            plane[y0:y1, x0:x1] = large[y0 - top : y1 - top, x0 - left : x1 - left].numpy()
+    return planes
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("lines", [1, 100, 2**16])
+def test_run_lengths_equal_those_of_masks_pasted_one_by_one(
+    rule: Literal["exact", "integer"], lines: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roi_masks, "_LINES", lines)
+    monkeypatch.setattr(rle, "_MANY_CHANGES", lines)
+    masks = pasted(rule, count=40)
+    masks.boxes[5:9] = torch.tensor([[5.0, 5, 5, 40], [9.5, 9.5, 9.5, 9.5], [-50, -50, -9, -9], [60.5, 46.5, 61, 47]])
+    assert masks.to_rle() == [rle_of(plane) for plane in pasted_one_by_one(masks)]
+    assert masks[5:9].to_rle() == masks.to_rle()[5:9]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    planes=st.lists(arrays(bool, (6, 5)) | st.just(np.ones((6, 5), bool)) | st.just(np.zeros((6, 5), bool)), max_size=5)
+)
+def test_run_lengths_of_many_masks_equal_those_of_each(planes: list[np.ndarray]) -> None:
+    assert encode_columns([columns_of(plane, 0, 0) for plane in planes], 6, 5) == [rle_of(plane) for plane in planes]
+
+
+def test_long_runs_are_written_with_all_their_digits() -> None:
+    """Differences of both signs and of up to 25 bits."""
+    corners = torch.tensor([[0, 0, 1], [5999, 7999, 1], [3000, 10, 2], [0, 7999, 1]])
+    plane = np.zeros((6000, 8000), dtype=bool)
+    for y, x, size in corners.tolist():
+        plane[y : y + size, x : x + size] = True
+    plane[:, 4000:4002] = plane[2:5990, 5000:5003] = True
+    assert encode_columns([columns_of(plane, 0, 0)], 6000, 8000) == [rle_of(plane)]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -65,8 +126,7 @@ def test_run_lengths_of_a_window_equal_pycocotools(window: np.ndarray, data: st.
     plane = np.pad(window, ((top, bottom), (left, right)))
     if plane.size == 0:
         return
-    expected = coco.encode(np.asfortranarray(plane.astype(np.uint8)))["counts"].decode()
-    assert encode_window(window, left, top, *plane.shape) == {"size": list(plane.shape), "counts": expected}
+    assert encode_columns([columns_of(window, left, top)], *plane.shape) == [rle_of(plane)]
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,14 @@ and of training processes, and after a run is resumed within an epoch.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.reduction import ForkingPickler
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +27,7 @@ from tools.failures import LESS_MEMORY, SYSTEM_WIDE, ProcessLost, explain
 
 from .coco import ImageRecord
 from .guard import Failed, augment_record, describe, read_record
+from .packing import Packer, Unpacker
 
 
 class Records(Protocol):
@@ -73,6 +75,12 @@ class Batch:
     targets: list[Any]
     image_ids: list[int | str]
     skipped: list[str]
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory, from which a GPU copies while the CPU goes on; labels stay as they are."""
+        images = [image.pin_memory() for image in self.images]
+        targets = [target.pin_memory() if hasattr(target, "pin_memory") else target for target in self.targets]
+        return Batch(images, targets, self.image_ids, self.skipped)
 
 
 @dataclass(frozen=True)
@@ -276,15 +284,22 @@ class Batches(Iterable[Batch]):
         images: the data set.
         plan: the batches of this process.
         workers: number of loader processes; 0 reads in this process.
+        pin: whether the batches lie in page-locked memory. torch's loader would pin in a thread of its own, but that
+            thread sees the bytes that were sent and not the tensors, so this class pins what it has unpacked.
     """
 
-    def __init__(self, images: TrainingImages, plan: BatchPlan, workers: int) -> None:
-        self.images, self.plan, self.workers = images, plan, workers
+    def __init__(self, images: TrainingImages, plan: BatchPlan, workers: int, *, pin: bool = False) -> None:
+        self.images, self.plan, self.workers, self.pin = images, plan, workers, pin
 
     def __len__(self) -> int:
         return len(self.plan)
 
     def __iter__(self) -> Iterator[Batch]:
+        """Load the batches, as `_load`."""
+        for batch in self._load():
+            yield batch.pin_memory() if self.pin else batch
+
+    def _load(self) -> Iterator[Batch]:
         """Load the batches.
 
         Raises:
@@ -305,12 +320,13 @@ class Batches(Iterable[Batch]):
             pin_memory=False,
             prefetch_factor=4,
         )
+        unpacker = Unpacker()
         with _interrupts_held():
             iterator = iter(loader)
         while True:
             try:
                 content = next(iterator)
-                batch = ForkingPickler.loads(content) if isinstance(content, bytes) else content
+                batch = unpacker.unpack(content) if isinstance(content, bytes) else content
             except StopIteration:
                 return
             except (OSError, EOFError, RuntimeError) as error:
@@ -324,22 +340,24 @@ class Batches(Iterable[Batch]):
             yield batch
 
 
-def make_loader(images: TrainingImages, plan: BatchPlan, *, workers: int) -> Batches:
+def make_loader(images: TrainingImages, plan: BatchPlan, *, workers: int, pin: bool | None = None) -> Batches:
     """Create the loader of a run. Its workers start once per run and use one thread of OpenCV and of torch each.
 
     Args:
         images: the data set.
         plan: the batches of this process.
         workers: number of worker processes; 0 reads in this process.
+        pin: whether the batches lie in page-locked memory, for non-blocking copies to a GPU; None: if there is a CUDA
+            device.
 
     Returns:
         The batches.
     """
-    return Batches(images, plan, workers)
+    return Batches(images, plan, workers, pin=torch.cuda.is_available() if pin is None else pin)
 
 
 class _Packed(Dataset[Any]):
-    """Whole batches as bytes, or the error that there was instead.
+    """Whole batches as bytes (`packing`), or the error that there was instead.
 
     The batch is packed here, within the `try`: torch would do it in a thread, where a full /dev/shm or a lack of file
     descriptors loses the batch, and the training process waits for it for ever.
@@ -347,13 +365,14 @@ class _Packed(Dataset[Any]):
 
     def __init__(self, images: TrainingImages) -> None:
         self.images = images
+        self.packer = Packer()
 
     def __getitem__(self, draw: Draw) -> Any:
         return self.__getitems__([draw])
 
     def __getitems__(self, draws: Sequence[Draw]) -> bytes | Failed:
         try:
-            return bytes(ForkingPickler.dumps(collate([self.images[draw] for draw in draws])))
+            return self.packer.pack(collate([self.images[draw] for draw in draws]))
         except Exception as error:
             records = self.images.data.records
             return Failed.of(error, "; ".join(describe(records[draw.index]) for draw in draws))
@@ -394,4 +413,13 @@ def _prepare_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where `_interrupts_held` cannot hold it
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    _keep_freed_memory()
     warnings.simplefilter("ignore", DeprecationWarning)
+
+
+def _keep_freed_memory() -> None:
+    """Keep the memory of images that are gone for the next ones: the system would clear every page again."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:  # glibc; parameters and values of malloc.h
+        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: below 32 MiB no mapping of its own
+        mallopt(-1, 2**27)  # M_TRIM_THRESHOLD: 128 MiB are kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tools.data.coco import ImageRecord, load_coco
 from tools.data.loader import read_checked
 
 Box = tuple[int, int, int, int]
+RESIZES = ["pillow", "opencv", "torch"]
 
 
 def polygon(box: Box) -> list[list[float]]:
@@ -243,3 +245,73 @@ def test_the_size_is_independent_of_the_flip() -> None:
     small = [float(t.boxes[0, 0]) > p.shape[2] / 2 for p, t in samples if p.shape[1] == 64]
     for flipped in (large, small):
         assert 0.3 < sum(flipped) / len(flipped) < 0.7  # one half +- 4 standard deviations
+
+
+def exactly_equal(a: tuple[torch.Tensor, Targets], b: tuple[torch.Tensor, Targets]) -> bool:
+    masks, others = a[1].masks, b[1].masks
+    if isinstance(masks, PolygonMasks) and isinstance(others, PolygonMasks):
+        pairs = zip(masks.polygons, others.polygons, strict=True)
+        same_masks = all(np.array_equal(p, q) for ps, qs in pairs for p, q in zip(ps, qs, strict=True))
+    elif isinstance(masks, BitMasks) and isinstance(others, BitMasks):
+        same_masks = torch.equal(masks.bits, others.bits)
+    else:
+        same_masks = masks is others is None
+    types = [(t.boxes.dtype, t.labels.dtype, p.dtype) for p, t in (a, b)]
+    return same_masks and same(a, b) and torch.equal(a[1].labels, b[1].labels) and types[0] == types[1]
+
+
+@st.composite
+def fractional_boxes(draw: st.DrawFn) -> tuple[np.ndarray, int, int]:
+    """At most four boxes of any size, some of almost no area, at any place within an image."""
+    height, width = draw(st.integers(8, 90)), draw(st.integers(8, 90))
+    places = st.lists(st.floats(0, 1) | st.sampled_from([0.0, 1.0, 1e-8, 1 - 1e-8]), min_size=8, max_size=8)
+    corners = np.array([draw(places) for _ in range(draw(st.integers(0, 2)))]).reshape(-1, 2, 2)
+    return np.sort(corners, axis=1).reshape(-1, 4) * [width, height, width, height], height, width
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(fractional_boxes(), st.integers(0, 99), st.sampled_from(["polygon", "rle", "none"]), st.sampled_from(RESIZES))
+def test_images_boxes_and_masks_equal_those_of_albumentations(
+    layout: tuple[np.ndarray, int, int], seed: int, kind: str, resize: str
+) -> None:
+    """The short way equals the pipeline of albumentations bit for bit, or leaves the image to it."""
+    boxes, height, width = layout
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    whole = [(int(x1), int(y1), int(x2) + 1, int(y2) + 1) for x1, y1, x2, y2 in boxes.tolist()]
+    outlines = [polygon(box) if kind == "polygon" else rle(box, height, width) for box in whole]
+    _, record = scene([], height, width, segmentations=outlines)
+    record = replace(record, boxes=boxes, labels=np.arange(len(boxes)))
+    augment = Augment((30, 45, 60, 110), 140, 0.5, masks=kind != "none", resize=resize)
+    direct = augment._direct(image, record, seed)
+    sides = (boxes[:, 2:] - boxes[:, :2]).min(initial=1)
+    assert direct is not None or sides < 0.3
+    assert direct is None or exactly_equal(direct, augment._by_albumentations(image, record, seed))
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_photographs_equal_those_of_albumentations(flip: float, coco_mini: Path) -> None:
+    data = load_coco(
+        coco_mini / "val2017", coco_mini / "annotations" / "instances_val2017.json", ReadOptions(masks=True)
+    )
+    augment = Augment((160, 200), 300, flip, masks=True)
+    for record in data.records[:12]:
+        image = read_checked(record)
+        direct = augment._direct(image, record, seed=record.image_id)
+        assert direct is not None and exactly_equal(
+            direct, augment._by_albumentations(image, record, seed=record.image_id)
+        )
+
+
+@pytest.mark.parametrize(
+    "box", [[5.0, 5, 5, 9], [5, 5, 5.00000001, 9], [-3, 5, 9, 9], [5, 5, 200, 9], [float("nan"), 5, 9, 9]]
+)
+def test_boxes_that_albumentations_may_refuse_or_drop_are_left_to_it(box: list[float]) -> None:
+    image, record = scene([(1, 1, 2, 2)], 60, 100)
+    record = replace(record, boxes=np.array([box], dtype=np.float64))
+    assert Augment((60,), 400, 0.5, masks=True)._direct(image, record, seed=0) is None
+
+
+def test_a_bitmap_of_another_size_than_its_image_is_refused() -> None:
+    image, record = scene([(1, 1, 9, 9)], 60, 100, segmentations=[rle((1, 1, 9, 9), 50, 100)])
+    with pytest.raises(ValueError, match="[Hh]eight and [Ww]idth"):
+        Augment((60,), 400, 0.5, masks=True)(image, record, seed=0)

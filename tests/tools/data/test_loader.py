@@ -226,3 +226,48 @@ def test_annotations_refer_to_the_upright_image(tmp_path: Path) -> None:
     swapped = replace(record, size=ImageSize(height=64, width=96))
     with pytest.raises(UnreadableImage, match=r"phone.jpg is 64x96 \(upright.*annotations are for 96x64"):
         read_checked(swapped)
+
+
+@dataclass
+class Pinnable:
+    """Stands for a tensor or for targets of a machine with a GPU."""
+
+    pinned: bool = False
+
+    def pin_memory(self) -> Pinnable:
+        return Pinnable(True)
+
+
+def test_pinning_a_batch_pins_images_and_targets_and_leaves_labels() -> None:
+    pinned = Batch([Pinnable(), Pinnable()], [Pinnable(), 3], [1, "b"], ["message"]).pin_memory()  # type: ignore[list-item]
+    assert pinned == Batch([Pinnable(True), Pinnable(True)], [Pinnable(True), 3], [1, "b"], ["message"])  # type: ignore[list-item]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_are_pinned_where_there_is_a_gpu(workers: int, images: Callable[..., TrainingImages]) -> None:
+    for batch in read_all(images(), workers=workers, span=(0, 2)):
+        assert all(image.is_pinned() for image in batch.images)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_are_pinned_only_if_asked_for_without_a_gpu(
+    workers: int, images: Callable[..., TrainingImages], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pinning itself needs a GPU: its calls are counted."""
+    pins: list[Batch] = []
+    monkeypatch.setattr(Batch, "pin_memory", lambda batch: pins.append(batch) or batch)
+    data = images()
+    plan = BatchPlan(data.data, batch_size=4, seed=3, span=(0, 3))
+    for pin, expected in ((False, 0), (True, 3), (None, 3 * torch.cuda.is_available())):
+        pins.clear()
+        assert len(list(make_loader(data, plan, workers=workers, pin=pin))) == 3
+        assert len(pins) == expected
+
+
+def test_a_batch_of_a_loader_process_stays_as_it_is_while_it_is_held(images: Callable[..., TrainingImages]) -> None:
+    """Its memory is used again after it is gone."""
+    held = read_all(images(), workers=1, span=(0, 12))
+    for one, two in zip(held, read_all(images(), workers=0, span=(0, 12)), strict=True):
+        assert_same(one, two)
