@@ -174,3 +174,36 @@ def test_predictions_and_proposals_of_a_half_precision_rpn_are_float32() -> None
     assert all(
         p.boxes.dtype == torch.float32 for p in proposals_of(rpn, {k: x.bfloat16() for k, x in levels().items()})
     )
+
+
+@pytest.mark.parametrize("convs", [1, 2, 3])
+def test_chosen_anchors_have_the_outputs_and_gradients_of_the_head_over_all_cells(
+    convs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rpn = with_spread_predictions(make(RPNSpec(convs=convs))).double()
+    results = []
+    for dense_from in (10**9, 0):  # over all cells; around the chosen ones
+        monkeypatch.setattr("heads.rpn.DENSE_FROM", dense_from)
+        torch.manual_seed(0)
+        features = {level: x.double().requires_grad_() for level, x in levels().items()}
+        total = 3 * (16 * 24 + 8 * 12)
+        # the corners of both levels, and any others, some of them twice
+        corners = torch.tensor([0, 1, 23 * 3, 15 * 24 * 3, 16 * 24 * 3 - 1, 16 * 24 * 3, total - 1])
+        chosen = [torch.cat([corners, torch.randint(0, total, (30,))]), torch.randint(0, total, (4,))]
+        logits, deltas = rpn.at(features, chosen)
+        rpn.zero_grad()
+        (logits.square().sum() + deltas.sin().sum()).backward()
+        gradients = [x.grad for x in (*features.values(), *rpn.parameters())]
+        results.append([logits.detach(), deltas.detach(), *gradients])
+    assert len(results[0][0]) == 41
+    for dense, sparse in zip(*results, strict=True):
+        torch.testing.assert_close(sparse, dense, rtol=1e-10, atol=1e-10)
+
+
+def test_no_chosen_anchors_give_zero_gradients() -> None:
+    rpn, features = make(), levels()
+    none = torch.zeros(0, dtype=torch.int64)
+    logits, deltas = rpn.at(features, [none, none])
+    (logits.sum() + deltas.sum()).backward()
+    assert logits.shape == (0,) and deltas.shape == (0, 4)
+    assert all(p.grad is not None and not p.grad.any() for p in rpn.parameters())
