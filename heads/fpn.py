@@ -75,7 +75,7 @@ class FeaturePyramid(nn.Module):
             if merged is not None:
                 # on a GPU, autocast upsamples in float32
                 upsampled = F.interpolate(merged, size=lateral.shape[-2:], mode="nearest").to(lateral.dtype)
-                lateral = lateral + upsampled
+                lateral = lateral.add_(upsampled)
             merged = lateral
             coarse_to_fine[_p(level)] = self.output[level](merged)
         pyramid = dict(reversed(coarse_to_fine.items()))

@@ -127,7 +127,7 @@ class BasicBlock(nn.Module):
         identity = x if self.downsample is None else self.downsample(x)
         y = F.relu(conv_norm(self.conv1, self.bn1, x), inplace=True)
         y = conv_norm(self.conv2, self.bn2, y)
-        return F.relu(y + identity, inplace=True)
+        return F.relu(y.add_(identity), inplace=True)  # no backward pass reads y itself
 
 
 class PlainBasicBlock(BasicBlock):
@@ -192,7 +192,7 @@ class Bottleneck(nn.Module):
         y = F.relu(conv_norm(self.conv1, self.bn1, x), inplace=True)
         y = F.relu(conv_norm(self.conv2, self.bn2, y), inplace=True)
         y = conv_norm(self.conv3, self.bn3, y)
-        return F.relu(y + identity, inplace=True)
+        return F.relu(y.add_(identity), inplace=True)  # no backward pass reads y itself
 
 
 class Stem:
