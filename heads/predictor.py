@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
 from resnet_backbone.errors import InvalidType, InvalidValue
+from resnet_backbone.preprocess import Preprocess
 
 from . import boxes as B
 from .detector import RCNN
@@ -26,6 +28,18 @@ if TYPE_CHECKING:
     from PIL import Image
 
     ImageLike = np.ndarray | Image.Image | str | PathLike[str]
+
+
+class Prepared(NamedTuple):
+    """A resized image.
+
+    Attributes:
+        pixels: (3, h, w) RGB, uint8, or floats from 0 to 255 if `Preprocess.resize` is "torch".
+        size: size of the image before resizing.
+    """
+
+    pixels: torch.Tensor
+    size: ImageSize
 
 
 class Predictor:
@@ -87,24 +101,28 @@ class Predictor:
         if not isinstance(images, Iterable):
             raise InvalidType(f"Predictor takes a list of images, not {type(images).__name__}: give a list")
         detections: list[Detections] = []
-        remaining = iter(images)
-        while batch := [as_array(image) for image in islice(remaining, self.batch_size)]:
-            detections += self._predict(batch)
+        remaining, prepare_one = iter(images), self.preparation()
+        while batch := [prepare_one(as_array(image)) for image in islice(remaining, self.batch_size)]:
+            detections += self.detect(batch)
         return detections
 
-    def _predict(self, images: Sequence[np.ndarray]) -> list[Detections]:
-        """Detect objects in one batch of (H, W, 3) arrays."""
-        preprocess = self.detector.preprocess
+    def preparation(self) -> Callable[[np.ndarray], Prepared]:
+        """The function that prepares images for `detect`. It can be pickled, to prepare them in other processes."""
+        precise = next(self.detector.parameters()).dtype == torch.float64
+        return partial(prepare, preprocess=self.detector.preprocess, precise=precise)
+
+    def detect(self, prepared: Sequence[Prepared]) -> list[Detections]:
+        """Detect objects in one batch of prepared images.
+
+        Args:
+            prepared: N images, as the function that `preparation` returns makes them.
+
+        Returns:
+            N `Detections`, as `__call__` returns them.
+        """
         parameter = next(self.detector.parameters())
         device, dtype = parameter.device, parameter.dtype
-        resized = []
-        for image in images:
-            size = ImageSize(height=image.shape[0], width=image.shape[1])
-            limits = {"short_side_px": preprocess.short_side_px, "long_side_px": preprocess.long_side_px}
-            new_size = resized_size(size, **limits, how=preprocess.resize)
-            pixels = torch.tensor(resize(image, new_size, how=preprocess.resize, precise=dtype == torch.float64))
-            resized.append(send(pixels, device).permute(2, 0, 1))
-        batch = ImageBatch.from_images(resized, preprocess)
+        batch = ImageBatch.from_images([send(image.pixels, device) for image in prepared], self.detector.preprocess)
         batch = replace(batch, pixels=batch.pixels.to(dtype))
         autocast: AbstractContextManager[object] = nullcontext()
         low = self.dtype
@@ -116,9 +134,27 @@ class Predictor:
         with torch.inference_mode(), autocast:
             detections_of_batch = self.detector.detect(batch)
         return [
-            to_image(detections, network, ImageSize(height=image.shape[0], width=image.shape[1]))
-            for detections, network, image in zip(detections_of_batch, batch.sizes, images)
+            to_image(detections, network, image.size)
+            for detections, network, image in zip(detections_of_batch, batch.sizes, prepared)
         ]
+
+
+def prepare(image: np.ndarray, preprocess: Preprocess, *, precise: bool = False) -> Prepared:
+    """Resize an image as the weights of a detector expect it.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        preprocess: of the detector.
+        precise: resize in float64, for detectors in double precision.
+
+    Returns:
+        The image for `Predictor.detect`.
+    """
+    size = ImageSize(height=image.shape[0], width=image.shape[1])
+    limits = {"short_side_px": preprocess.short_side_px, "long_side_px": preprocess.long_side_px}
+    new_size = resized_size(size, **limits, how=preprocess.resize)
+    pixels = torch.tensor(resize(image, new_size, how=preprocess.resize, precise=precise))
+    return Prepared(pixels.permute(2, 0, 1), size)
 
 
 def to_image(detections: Detections, network: ImageSize, image: ImageSize) -> Detections:

@@ -18,6 +18,7 @@ from resnet_backbone.errors import UserError
 from . import interrupts
 from .config.settings import CommonConfig, load, settings
 from .console import CONSOLE
+from .devices import keep_freed_memory
 from .failures import explain
 
 Config = TypeVar("Config", bound=CommonConfig)
@@ -114,6 +115,7 @@ def run(main: Callable[[], int | None]) -> None:
     """
     # pycocotools passes an old signature of __array__ to NumPy 2
     warnings.filterwarnings("ignore", message=".*__array__ implementation doesn't accept a copy keyword.*")
+    keep_freed_memory(largest_mib=1024, kept_mib=2047)
     threads_print, threading.excepthook = threading.excepthook, _report_thread
     try:
         with interrupts.raised() as signals:

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+
 import torch
 
 from resnet_backbone.errors import InvalidValue, did_you_mean
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+def keep_freed_memory(*, largest_mib: int, kept_mib: int) -> None:
+    """Let this process keep freed memory for its next tensors; on Linux with glibc, elsewhere nothing changes.
+
+    By default, glibc returns large tensors to the system, which clears every page of the next ones: an eighth of the
+    time of a detector on a CPU.
+
+    Args:
+        largest_mib: tensors up to this size are kept; glibc before 2.35 has a limit of 32 MiB.
+        kept_mib: memory that is kept at most, in MiB.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:  # parameters of glibc's malloc.h
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        mallopt(m_mmap_threshold, min(largest_mib, 1024) * 2**20) or mallopt(m_mmap_threshold, 32 * 2**20)
+        mallopt(m_trim_threshold, min(kept_mib, 2047) * 2**20)
 
 
 def pick_device(setting: str) -> str:

@@ -6,15 +6,13 @@ and of training processes, and after a run is resumed within an epoch.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import signal
-import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -23,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from heads.images import UnreadableImage, read_image
 from resnet_backbone.errors import InvalidValue, UserError
+from tools.devices import keep_freed_memory
 from tools.failures import LESS_MEMORY, SYSTEM_WIDE, ProcessLost, explain
 
 from .coco import ImageRecord
@@ -96,6 +95,16 @@ class Draw:
     epoch: int
 
 
+class BatchSource(Protocol):
+    """A data set that makes whole batches: `TrainingImages` or `ImagesToScore`."""
+
+    data: Records
+
+    def batch(self, draws: Sequence[Draw], /) -> Batch:
+        """Load the images of a batch."""
+        ...
+
+
 class TrainingImages(Dataset[tuple[Tensor, Any, int | str, str | None]]):
     """Data set of augmented images, indexed by `Draw`."""
 
@@ -150,6 +159,10 @@ class TrainingImages(Dataset[tuple[Tensor, Any, int | str, str | None]]):
             pixels, target = augment_record(self.augment, image, record, seed)
             return pixels, target, record.image_id, message
         raise UnreadableImage(f"none of the {len(self)} images can be read; the first error: {message}")
+
+    def batch(self, draws: Sequence[Draw]) -> Batch:
+        """Load the images of a batch; errors as for a single one."""
+        return collate([self[draw] for draw in draws])
 
 
 def read_checked(record: ImageRecord, *, max_pixels: int | None = None) -> np.ndarray:
@@ -288,11 +301,13 @@ class Batches(Iterable[Batch]):
             thread sees the bytes that were sent and not the tensors, so this class pins what it has unpacked.
     """
 
-    def __init__(self, images: TrainingImages, plan: BatchPlan, workers: int, *, pin: bool = False) -> None:
+    def __init__(
+        self, images: BatchSource, plan: Sampler[list[Draw]] | Sequence[list[Draw]], workers: int, *, pin: bool = False
+    ) -> None:
         self.images, self.plan, self.workers, self.pin = images, plan, workers, pin
 
     def __len__(self) -> int:
-        return len(self.plan)
+        return len(cast(Sized, self.plan))
 
     def __iter__(self) -> Iterator[Batch]:
         """Load the batches, as `_load`."""
@@ -309,11 +324,11 @@ class Batches(Iterable[Batch]):
         """
         if not self.workers:
             for draws in self.plan:
-                yield collate([self.images[draw] for draw in draws])
+                yield self.images.batch(draws)
             return
         loader = DataLoader(
             _Packed(self.images),
-            batch_sampler=self.plan,
+            batch_sampler=cast(Any, self.plan),
             num_workers=self.workers,
             collate_fn=_unchanged,
             worker_init_fn=_prepare_worker,
@@ -340,20 +355,19 @@ class Batches(Iterable[Batch]):
             yield batch
 
 
-def make_loader(images: TrainingImages, plan: BatchPlan, *, workers: int, pin: bool | None = None) -> Batches:
+def make_loader(images: TrainingImages, plan: BatchPlan, *, workers: int, pin: bool = False) -> Batches:
     """Create the loader of a run. Its workers start once per run and use one thread of OpenCV and of torch each.
 
     Args:
         images: the data set.
         plan: the batches of this process.
         workers: number of worker processes; 0 reads in this process.
-        pin: whether the batches lie in page-locked memory, for non-blocking copies to a GPU; None: if there is a CUDA
-            device.
+        pin: whether the batches lie in page-locked memory, for non-blocking copies to a GPU.
 
     Returns:
         The batches.
     """
-    return Batches(images, plan, workers, pin=torch.cuda.is_available() if pin is None else pin)
+    return Batches(images, plan, workers, pin=pin)
 
 
 class _Packed(Dataset[Any]):
@@ -363,7 +377,7 @@ class _Packed(Dataset[Any]):
     descriptors loses the batch, and the training process waits for it for ever.
     """
 
-    def __init__(self, images: TrainingImages) -> None:
+    def __init__(self, images: BatchSource) -> None:
         self.images = images
         self.packer = Packer()
 
@@ -372,7 +386,7 @@ class _Packed(Dataset[Any]):
 
     def __getitems__(self, draws: Sequence[Draw]) -> bytes | Failed:
         try:
-            return self.packer.pack(collate([self.images[draw] for draw in draws]))
+            return self.packer.pack(self.images.batch(draws))
         except Exception as error:
             records = self.images.data.records
             return Failed.of(error, "; ".join(describe(records[draw.index]) for draw in draws))
@@ -413,13 +427,5 @@ def _prepare_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where `_interrupts_held` cannot hold it
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    _keep_freed_memory()
+    keep_freed_memory(largest_mib=32, kept_mib=128)
     warnings.simplefilter("ignore", DeprecationWarning)
-
-
-def _keep_freed_memory() -> None:
-    """Keep the memory of images that are gone for the next ones: the system would clear every page again."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:  # glibc; parameters and values of malloc.h
-        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: below 32 MiB no mapping of its own
-        mallopt(-1, 2**27)  # M_TRIM_THRESHOLD: 128 MiB are kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ from rich.progress import track
 
 from heads.detector import RCNN
 from heads.images import UnreadableImage
-from heads.predictor import Predictor
+from heads.predictor import Predictor, Prepared
+from heads.structures import Detections
 from tools.annotations.table import Id
 from tools.config.detection import RunConfig
 from tools.console import CONSOLE
-from tools.data.coco import CocoData, ImageRecord
+from tools.data.coco import CocoData
+from tools.data.loader import Batches, Draw
+from tools.data.scoring import ImagesToScore
 from tools.devices import pick_precision
 from tools.evaluation.classes import match_categories
 from tools.evaluation.interface import Backend
@@ -25,11 +29,11 @@ from tools.evaluation.scores import Scores, score_coco
 from tools.failures import during
 from tools.files import write_text
 
-from . import runs
 from .detection_setup import image_reader
 from .evaluated import Evaluation, record_scores
 
 SCORE_FILES = ("results.json", "scores.json")
+MAX_PENDING = 4  # batches whose detections wait for being converted
 
 
 @dataclass(frozen=True)
@@ -84,22 +88,41 @@ def predict_results(
     predictor = Predictor(detector, precision=precision, batch_size=batch_size, fast=True, compile=config.eval.compile)
     if predictor.detector.compile_s is not None and not quiet:
         CONSOLE.print(f"compiled in {predictor.detector.compile_s:.0f} s")
-    records = data.records[rank::world]
     predicted = Predicted([], [])
-    batches = [records[i : i + batch_size] for i in range(0, len(records), batch_size)]
-    for batch in track(batches, "score", console=CONSOLE, disable=quiet or not CONSOLE.is_terminal):
-        readable = list(runs.read_images(image_reader(config), batch, config))
-        with during(f"detecting objects in {_listed(batch)}"):
-            found = predictor([image for _, image in readable])
-        for (record, _), detections in zip(readable, found):
-            predicted.results.extend(coco_results(record.image_id, detections, match.category_ids))
-        read = {record.image_id for record, _ in readable}
-        predicted.unreadable.extend(record.image_id for record in batch if record.image_id not in read)
+    mine = range(rank, len(data.records), world)
+    plan = [[Draw(index, 0) for index in mine[i : i + batch_size]] for i in range(0, len(mine), batch_size)]
+    images = ImagesToScore(data, image_reader(config), predictor.preparation(), on_bad_image=config.data.on_bad_image)
+    on_gpu = next(detector.parameters()).device.type != "cpu"
+    batches = Batches(images, plan, config.data.workers, pin=on_gpu)
+
+    def convert(image_ids: Sequence[Id], found: Sequence[Detections]) -> None:
+        for image_id, detections in zip(image_ids, found):
+            predicted.results.extend(coco_results(image_id, detections, match.category_ids))
+
+    # masks are pasted and encoded in a thread, while the detector works on the next batch
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        conversions: list[Future[None]] = []
+        rows = zip(plan, batches)
+        for draws, batch in track(rows, "score", len(plan), console=CONSOLE, disable=quiet or not CONSOLE.is_terminal):
+            for message in batch.skipped:
+                CONSOLE.print(f"skipped: {message}", markup=False)
+            ids = [data.table.image_ids[draw.index] for draw in draws]
+            predicted.unreadable.extend(set(ids) - set(batch.image_ids))
+            if not batch.images:
+                continue
+            with during(f"detecting objects in {_listed(data, draws)}"):
+                found = predictor.detect([Prepared(*pair) for pair in zip(batch.images, batch.targets)])
+            conversions.append(thread.submit(convert, batch.image_ids, found))
+            if len(conversions) > MAX_PENDING:
+                conversions.pop(0).result()
+        for conversion in conversions:
+            conversion.result()
     return predicted
 
 
-def _listed(records: Sequence[ImageRecord]) -> str:
+def _listed(data: CocoData, draws: Sequence[Draw]) -> str:
     """Files and sizes, for a message."""
+    records = [data.records[draw.index] for draw in draws]
     return ", ".join(f"{r.path} ({r.size.width}x{r.size.height})" for r in records)
 
 

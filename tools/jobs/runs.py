@@ -184,7 +184,8 @@ def fit(
         console.print(warning, style="yellow", markup=False)
     span = (trainer.step * settings.accumulate, schedule.total * settings.accumulate)
     rank, world = accelerator.process_index, accelerator.num_processes
-    loader = make_loader(images, batch_plan(images, config, span, rank, world), workers=config.data.workers)
+    plan = batch_plan(images, config, span, rank, world)
+    loader = make_loader(images, plan, workers=config.data.workers, pin=accelerator.device.type != "cpu")
     if accelerator.is_main_process:
         with RunLog(config.out, schedule.total, trainer.step, CONSOLE) as log:
             trainer.run(loader, log)

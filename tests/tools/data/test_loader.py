@@ -246,13 +246,15 @@ def test_pinning_a_batch_pins_images_and_targets_and_leaves_labels() -> None:
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("workers", [0, 1])
-def test_batches_are_pinned_where_there_is_a_gpu(workers: int, images: Callable[..., TrainingImages]) -> None:
-    for batch in read_all(images(), workers=workers, span=(0, 2)):
+def test_batches_are_pinned_for_a_gpu(workers: int, images: Callable[..., TrainingImages]) -> None:
+    data = images()
+    plan = BatchPlan(data.data, batch_size=4, seed=3, span=(0, 2))
+    for batch in make_loader(data, plan, workers=workers, pin=True):
         assert all(image.is_pinned() for image in batch.images)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_batches_are_pinned_only_if_asked_for_without_a_gpu(
+def test_batches_are_pinned_only_if_asked_for(
     workers: int, images: Callable[..., TrainingImages], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pinning itself needs a GPU: its calls are counted."""
@@ -260,7 +262,7 @@ def test_batches_are_pinned_only_if_asked_for_without_a_gpu(
     monkeypatch.setattr(Batch, "pin_memory", lambda batch: pins.append(batch) or batch)
     data = images()
     plan = BatchPlan(data.data, batch_size=4, seed=3, span=(0, 3))
-    for pin, expected in ((False, 0), (True, 3), (None, 3 * torch.cuda.is_available())):
+    for pin, expected in ((False, 0), (True, 3)):
         pins.clear()
         assert len(list(make_loader(data, plan, workers=workers, pin=pin))) == 3
         assert len(pins) == expected

@@ -76,6 +76,16 @@ class PretendTensor(torch.Tensor):
             return op.decompose(*args, **(kwargs or {}))
         return run(op, args, kwargs or {})
 
+    @property
+    def data(self) -> torch.Tensor:  # type: ignore[override]
+        return torch.Tensor.data.__get__(self)  # type: ignore[attr-defined, no-any-return]
+
+    @data.setter
+    def data(self, value: PretendTensor) -> None:
+        """What `Module.to(dtype)` does to parameters."""
+        torch.Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
+        self.host = value.host
+
     # torch implements these below the dispatcher, where it looks for a storage
     def tolist(self) -> Any:
         return self.cpu().tolist()

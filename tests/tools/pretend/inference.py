@@ -102,8 +102,6 @@ class _Labelled:
 
 
 if __name__ == "__main__":
-    # Module.to(dtype) would put the new numbers into the tensors of the device, which cannot hold them
-    torch.__future__.set_overwrite_module_params_on_conversion(True)
     for count in (1, 3):
         print(json.dumps({"waits": waits_of_inference(count), "images": count}), flush=True)
     for precision in PRECISIONS:

@@ -73,10 +73,6 @@ def _masks(boxes: Sequence[Sequence[float]], size: Sequence[int], kind: str) -> 
     return BitMasks(bits)
 
 
-def pinned(b: Batch) -> Batch:
-    return Batch([i.pin_memory() for i in b.images], [t.pin_memory() for t in b.targets], b.image_ids, b.skipped)
-
-
 def step(model: nn.Module, recipe: DetectorRecipe, batch: Batch, device: torch.device) -> dict[str, Tensor]:
     """Forward and backward pass; the losses."""
     assert isinstance(model, RCNN)
@@ -97,7 +93,7 @@ def compared(neck: str, conventions: str, masks: str, empty: bool, norm: str) ->
     results = {}
     for device in (DEVICE, CPU):
         model = copy.deepcopy(detector).to(device).train()
-        losses = step(model, recipe, pinned(batch), device)
+        losses = step(model, recipe, batch.pin_memory(), device)
         losses["gradient"] = gradient_norm(model)
         results[device.type] = {name: value.item() for name, value in losses.items()}
     return {"case": [neck, conventions, masks, empty, norm], **results}
@@ -107,7 +103,7 @@ def waits_of_step(count: int, masks: str) -> dict[str, int]:
     """Where the host waits in a training step of `count` images: "what at line" -> how often."""
     detector, recipe = make_detector()
     model = detector.to(DEVICE).train()
-    batch = pinned(make_batch(count, masks))
+    batch = make_batch(count, masks).pin_memory()
     with waits() as counted:
         step(model, recipe, batch, DEVICE)
     return {f"{what} at {line}": number for (what, line), number in counted.items()}
