@@ -62,6 +62,30 @@ def prepare(detector: RCNN, dtype: torch.dtype | None, *, compiled: bool) -> RCN
     return ready
 
 
+def compile_for_training(detector: RCNN) -> None:
+    """Let a detector compile `RCNN.dense` in its next training step, for images of any size.
+
+    Args:
+        detector: the detector, on its device; `compiled_dense` is set. Set it to None to undo this.
+
+    Raises:
+        CannotCompile: there is no C++ compiler, for example.
+    """
+    device = next(detector.parameters()).device
+    try:
+        torch.compile(lambda x: x + 1, dynamic=True)(torch.zeros(3, device=device))
+    except Exception as error:
+        raise _cannot(error, "train.compile=true") from error
+    detector.compiled_dense = torch.compile(detector.plain_dense, dynamic=True)
+
+
+def _cannot(error: Exception, setting: str) -> CannotCompile:
+    return CannotCompile(
+        f"the detector cannot be compiled here ({type(error).__name__}: {str(error).splitlines()[0]}): install a "
+        f"C++ compiler (g++ or clang), or leave {setting} out"
+    )
+
+
 def compile_dense(detector: RCNN) -> None:
     """Compile `RCNN.dense` for images of any size, and run it; `RCNN.compile_s` says how long that took.
 
@@ -87,8 +111,5 @@ def compile_dense(detector: RCNN) -> None:
                 pixels = torch.zeros(1, 3, *size).to(parameter)
                 compiled(pixels.contiguous(memory_format=torch.channels_last))
     except Exception as error:
-        raise CannotCompile(
-            f"the detector cannot be compiled here ({type(error).__name__}: {str(error).splitlines()[0]}): install a "
-            "C++ compiler (g++ or clang), or leave compile=True out"
-        ) from error
+        raise _cannot(error, "compile=True") from error
     detector.compiled_dense, detector.compile_s = compiled, time.perf_counter() - began

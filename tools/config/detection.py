@@ -149,6 +149,9 @@ class DetectorTrainConfig(TrainConfig):
     """Batch size, precision, device and checkpoints."""
 
     group_by_aspect: bool = Field(True, description="keep images that are taller than wide in batches of their own")
+    compile: bool = Field(
+        False, description="compile backbone, neck and RPN head with torch.compile, during the first steps"
+    )
 
 
 class DetectorEvalConfig(EvalConfig):

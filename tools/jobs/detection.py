@@ -12,6 +12,7 @@ from rich.console import Console
 
 from heads.detector import RCNN
 from heads.files import load_detector, read_detector
+from heads.inference import compile_for_training
 from resnet_backbone.errors import InvalidValue, MissingFile
 from tools.config.detection import RunConfig, load_config
 from tools.config.settings import load_values
@@ -87,6 +88,8 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
         setup = runs.initial_weights(config, resume=resume)
         # a resumed run keeps its weights.txt
         detector = make_detector(setup, data, Console(quiet=True) if resume else console).to(accelerator.device)
+        if config.train.compile:
+            compile_for_training(detector)
         runs.fit(
             detector,
             Detection(config.model, detector.preprocess, len(data.class_names)),
@@ -99,6 +102,7 @@ def train(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -
             else lambda final: _score_in_training(detector, val, config, accelerator, backends[final]),
             goal=lambda figures: -(figures.get("bbox/AP") or 0.0),
         )
+        detector.compiled_dense = None
         if accelerator.is_main_process:
             _finish(detector, val, config)
     return detector

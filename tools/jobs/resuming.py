@@ -98,6 +98,7 @@ RULES: dict[str, tuple[Rule, str]] = {
     "train.precision": ("say", ""),
     "train.device": ("allow", ""),
     "train.tf32": ("say", ""),
+    "train.compile": ("allow", ""),
     "train.seed": ("refuse", ORDER),
     "train.group_by_aspect": ("refuse", ORDER),
     "train.checkpoint_every_iters": ("allow", ""),

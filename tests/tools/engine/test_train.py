@@ -166,3 +166,11 @@ def test_the_trained_detector_is_returned_without_autocast(tiny: Tiny) -> None:
         batch, [Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), BitMasks(torch.zeros(0, 64, 64) > 0))]
     )
     assert set(dtypes) == {torch.float32}
+
+
+@pytest.mark.long
+def test_a_compiled_run_trains_the_weights_of_a_plain_one(tiny: Tiny, tmp_path: Path) -> None:
+    sets = ("schedule.iters=2", "data.val=null", "model.norm=gn", "train.log_every_iters=2")
+    plain = detection.train(tiny(*sets, f"out={tmp_path / 'plain'}"))
+    compiled = detection.train(tiny(*sets, f"out={tmp_path / 'compiled'}", "train.compile=true"))
+    assert compiled.compiled_dense is None and max_difference(plain, compiled) < 1e-3
