@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +72,19 @@ def test_a_compiled_predictor_gives_the_same_detections_for_images_of_any_size(
     assert_same_detections(compiled, Predictor(detector), sizes)
     # for very small feature maps torch chooses other kernels, and compiles once more
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - graphs <= 2
+
+
+def test_compiled_weights_are_constants_of_each_detector(detector: RCNN, photos: list[np.ndarray]) -> None:
+    """As inputs of the graph, weights could not be laid out for its kernels; as constants, each needs its own graph."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    other = copy.deepcopy(detector)
+    nn.init.normal_(other.get_parameter("rpn.objectness.weight"), std=0.5)
+    compiled = [Predictor(one, compile=True) for one in (detector, other)]
+    counted = torch._dynamo.utils.counters["inductor"]
+    assert counted["mkldnn_conv_weight_pack_matcher_count"] > 0
+    for fast, one in zip(compiled, (detector, other)):
+        assert_same_detections(fast, Predictor(one), photos)
 
 
 def test_without_a_compiler_the_error_says_what_to_install(detector: RCNN) -> None:
