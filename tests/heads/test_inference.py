@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -66,25 +65,16 @@ def test_a_compiled_predictor_gives_the_same_detections_for_images_of_any_size(
     detector: RCNN, photos: list[np.ndarray]
 ) -> None:
     sizes = [photos[0], photos[0][:200], photos[0].transpose(1, 0, 2), *photos[1:]]
+    torch._dynamo.utils.counters.clear()
     compiled = Predictor(detector, compile=True)
     assert compiled.detector.compile_s is not None and compiled.detector.compile_s > 0.1
+    # weights are constants of the graph, not its inputs: only then are they laid out as its kernels read them
+    packed = torch._dynamo.utils.counters["inductor"]["mkldnn_conv_weight_pack_matcher_count"]
+    assert packed > 0 or not torch.backends.mkldnn.is_available()
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert_same_detections(compiled, Predictor(detector), sizes)
     # for very small feature maps torch chooses other kernels, and compiles once more
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - graphs <= 2
-
-
-def test_compiled_weights_are_constants_of_each_detector(detector: RCNN, photos: list[np.ndarray]) -> None:
-    """As inputs of the graph, weights could not be laid out for its kernels; as constants, each needs its own graph."""
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    other = copy.deepcopy(detector)
-    nn.init.normal_(other.get_parameter("rpn.objectness.weight"), std=0.5)
-    compiled = [Predictor(one, compile=True) for one in (detector, other)]
-    counted = torch._dynamo.utils.counters["inductor"]
-    assert counted["mkldnn_conv_weight_pack_matcher_count"] > 0
-    for fast, one in zip(compiled, (detector, other)):
-        assert_same_detections(fast, Predictor(one), photos)
 
 
 def test_without_a_compiler_the_error_says_what_to_install(detector: RCNN) -> None:

@@ -116,7 +116,7 @@ def our_detector(sizes: Sizes, state: Mapping[str, Tensor]) -> RCNN:
 
 def as_tensors(pictures: Sequence[np.ndarray]) -> list[Tensor]:
     """The inputs of torchvision's detectors: (3, H, W) float32 with values from 0 to 1."""
-    return [torch.from_numpy(np.ascontiguousarray(p)).permute(2, 0, 1).float() / 255 for p in pictures]
+    return [torch.tensor(picture).permute(2, 0, 1).float() / 255 for picture in pictures]
 
 
 def resized(picture: np.ndarray, detector: RCNN) -> Tensor:

@@ -37,7 +37,7 @@ class Sizes:
     images: int = 2
 
 
-QUICK = Sizes(short_side_px=128, long_side_px=192, proposals=100, matrix=256, images=1)
+QUICK = Sizes(short_side_px=128, long_side_px=192, proposals=100, matrix=1024, images=1)
 
 
 @dataclass(frozen=True)
