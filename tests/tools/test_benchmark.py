@@ -25,7 +25,7 @@ from tools.jobs.benchmarks.contenders import Comparison, Contender, Measured, al
 from tools.jobs.benchmarks.equality import equal_detections, partners
 from tools.jobs.benchmarks.limit import count_flops, limits, share
 from tools.jobs.benchmarks.masks import given_masks, our_rles, their_rles
-from tools.jobs.benchmarks.run import as_json, benchmark
+from tools.jobs.benchmarks.run import as_json, benchmark, set_shares
 from tools.jobs.benchmarks.setting import NO_AMX, Setting
 from tools.jobs.benchmarks.table import against_best, against_reference, cells_of, markdown
 
@@ -139,7 +139,8 @@ def test_ratios_compare_equal_precision_and_each_round_with_itself() -> None:
         Contender(n, lambda: None, ours="ours" in n, dtype="bf16" if "bf16" in n else "fp32") for n in seconds
     ]
     measured = [Measured(c, seconds[c.name]) for c in contenders]
-    comparison = as_json(Comparison("r", "t", contenders, reference="torchvision", flops=8), measured, {"fp32": 8.0})
+    comparison = as_json(Comparison("r", "t", contenders, reference="torchvision", flops=8), measured)
+    set_shares({"comparisons": [comparison], "limits_flops_per_s": {"fp32": 8.0}})
     theirs, low, ours, ours_low = comparison["contenders"]
     assert [against_reference(comparison, c) for c in (theirs, low, ours, ours_low)] == [1.0, 4.0, 2.0, 8.0]
     assert (against_best(comparison, ours), against_best(comparison, ours_low)) == (2.0, 2.0)

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from tools.config.detection import RunConfig
 from tools.data.coco import CocoData
 from tools.data.loader import Draw
 from tools.jobs.detection_data import load_train
@@ -20,33 +19,10 @@ from tools.jobs.detection_setup import training_images
 
 from . import others
 from .contenders import NOT_INSTALLED, Comparison, Contender
+from .data_set import LONG_SIDE_PX, SIDES_PX, config_of
 from .setting import Setting
 
-SIDES_PX, LONG_SIDE_PX = (640, 672, 704, 736, 768, 800), 1333
 TORCHVISION = "torchvision's references (v2)"
-
-
-def load(folder: Path) -> CocoData:
-    """Read the training split of a data set.
-
-    Args:
-        folder: as `train_det.py --data` takes it.
-
-    Returns:
-        Its images with objects.
-    """
-    return load_train(_config(folder))
-
-
-def _config(folder: Path) -> RunConfig:
-    values: dict[str, Any] = {
-        "out": "not-written",
-        "model": {"recipe": "mask_rcnn_r50_fpn"},
-        "data": {"folder": str(folder)},
-        "input": {"short_side_px": list(SIDES_PX), "long_side_px": LONG_SIDE_PX},
-        "schedule": {"iters": 1},
-    }
-    return RunConfig.model_validate(values)
 
 
 def loader(setting: Setting) -> Iterator[Comparison]:
@@ -66,7 +42,7 @@ def loader(setting: Setting) -> Iterator[Comparison]:
             folder = Path(temporary) / "shapes"
             count = 4 if setting.quick else 40
             generate_shapes(folder, train_images=count, val_images=1, side_px=144 if setting.quick else 480)
-        config = _config(folder)
+        config = config_of(folder)
         data = load_train(config)
         count = min(4 if setting.quick else 40, len(data.records))
         images = training_images(config, data)

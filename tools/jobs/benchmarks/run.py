@@ -70,7 +70,10 @@ def benchmark(
         for comparison in comparisons(name, setting):
             setting.say(f"{name}: measuring {comparison.title}")
             measured = alternate(comparison, setting.repeats, setting.synchronise)
-            results["comparisons"].append(as_json(comparison, measured, results["limits_flops_per_s"]))
+            results["comparisons"].append(as_json(comparison, measured))
+            if comparison.flops:  # beside the row: the machine may have been disturbed before
+                _raise_limits(results, limits(setting))
+            set_shares(results)
             if folder is not None:
                 _write(results, folder)
     if folder is not None:
@@ -80,22 +83,20 @@ def benchmark(
     return results
 
 
-def as_json(comparison: Comparison, measured: Sequence[Measured], limits: Mapping[str, float]) -> dict[str, Any]:
+def as_json(comparison: Comparison, measured: Sequence[Measured]) -> dict[str, Any]:
     """A comparison and its measurements for the file.
 
     Args:
         comparison: what was compared.
         measured: the measurements of its contenders.
-        limits: dtype -> operations per second.
 
     Returns:
-        A part of benchmark.json.
+        A part of benchmark.json, without the shares of the limit.
     """
     timed = comparison.unit == "s"
     contenders = []
     for one in measured:
         who, median = one.contender, one.median
-        limit = limits.get(who.dtype)
         contenders.append(
             {
                 "name": who.name,
@@ -105,7 +106,7 @@ def as_json(comparison: Comparison, measured: Sequence[Measured], limits: Mappin
                 "quartiles": one.quartiles,
                 "samples": one.samples,
                 "per_second": comparison.items[0] / median if comparison.items and median and timed else None,
-                "share_of_limit": _share(comparison.flops, median if timed else None, limit),
+                "share_of_limit": None,
                 "compile_s": who.compile_s,
                 "missing": who.missing,
                 "note": who.note,
@@ -125,10 +126,25 @@ def as_json(comparison: Comparison, measured: Sequence[Measured], limits: Mappin
     }
 
 
-def _share(flops: int | None, seconds: float | None, limit: float | None) -> float | None:
+def set_shares(results: Results) -> None:
+    """Compute the shares of the limit; a limit is the most that was measured in the whole run.
+
+    Args:
+        results: the content of benchmark.json; changed in-place.
+    """
     from .limit import share
 
-    return share(flops, seconds, limit)
+    for comparison in results["comparisons"]:
+        for contender in comparison["contenders"]:
+            seconds = contender["median"] if comparison["unit"] == "s" else None
+            limit = results["limits_flops_per_s"].get(contender["dtype"])
+            contender["share_of_limit"] = share(comparison["flops"], seconds, limit)
+
+
+def _raise_limits(results: Results, measured: Mapping[str, float]) -> None:
+    known = results["limits_flops_per_s"]
+    for dtype, value in measured.items():
+        known[dtype] = max(value, known.get(dtype, 0.0))
 
 
 def _ratios(measured: Sequence[Measured]) -> list[dict[str, Any]]:

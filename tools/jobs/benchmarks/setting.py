@@ -103,7 +103,7 @@ class Setting:
         if self.images is not None:
             return tuple(read_image(path) for path in pictures_in(self.images, count))
         if self.data is not None:
-            from .data import load  # not at the top: it needs the sizes
+            from .data_set import load  # not at the top: `--help` does not need the readers of data
 
             records = load(self.data).records
             return tuple(read_image(records[i].path) for i in range(min(count, len(records))))
