@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from resnet_backbone.errors import InvalidValue, UserError
 from resnet_backbone.fold import fold_norms
@@ -15,7 +16,7 @@ from .box_head import BoxHead
 from .roi_pool import RegionPooler
 
 if TYPE_CHECKING:
-    from .detector import RCNN
+    from .detector import RCNN, DenseOutput
 
 HALF = (torch.bfloat16, torch.float16)
 DTYPES = (torch.float32, torch.float64, *HALF)
@@ -95,10 +96,18 @@ def compile_dense(detector: RCNN) -> None:
     Raises:
         CannotCompile: there is no C++ compiler, for example.
     """
+    import torch._inductor.config  # not at the top: it takes a second
+
     began = time.perf_counter()
-    # freezing makes the weights constants, which inductor lays out as its kernels read them
-    options: dict[str, Any] = {"freezing": True}
-    compiled = torch.compile(detector.plain_dense, dynamic=True, options=options)
+    traced = torch.compile(detector.plain_dense, dynamic=True)
+
+    def compiled(pixels: Tensor) -> DenseOutput:
+        # Freezing makes the weights constants, which inductor lays out as its kernels read them. It must be set while
+        # dense is traced, which happens in a call: as an option of torch.compile it comes too late, and does nothing.
+        with torch._inductor.config.patch(freezing=True):
+            output: DenseOutput = traced(pixels)
+        return output
+
     parameter, preprocess = next(detector.parameters()), detector.preprocess
     multiple = preprocess.pad_to_multiple_px
     short, long = (

@@ -65,8 +65,12 @@ def test_a_compiled_predictor_gives_the_same_detections_for_images_of_any_size(
     detector: RCNN, photos: list[np.ndarray]
 ) -> None:
     sizes = [photos[0], photos[0][:200], photos[0].transpose(1, 0, 2), *photos[1:]]
+    torch._dynamo.utils.counters.clear()
     compiled = Predictor(detector, compile=True)
     assert compiled.detector.compile_s is not None and compiled.detector.compile_s > 0.1
+    # weights are constants of the graph, not its inputs: only then are they laid out as its kernels read them
+    packed = torch._dynamo.utils.counters["inductor"]["mkldnn_conv_weight_pack_matcher_count"]
+    assert packed > 0 or not torch.backends.mkldnn.is_available()
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert_same_detections(compiled, Predictor(detector), sizes)
     # for very small feature maps torch chooses other kernels, and compiles once more

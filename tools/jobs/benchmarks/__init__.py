@@ -1,0 +1,1 @@
+"""Benchmarks: this project and others on equal inputs, in one run; `rows.ROWS` lists what is measured."""
