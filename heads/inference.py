@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .detector import RCNN, DenseOutput
 
 HALF = (torch.bfloat16, torch.float16)
+MAX_GRAPHS = 200  # of all compiled detectors of a process
 DTYPES = (torch.float32, torch.float64, *HALF)
 
 
@@ -100,11 +101,14 @@ def compile_dense(detector: RCNN) -> None:
 
     began = time.perf_counter()
     traced = torch.compile(detector.plain_dense, dynamic=True)
+    # torch counts the graphs of all detectors of a process together, and at its limit of 8 goes on without compiling
+    name = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
+    graphs = {name: MAX_GRAPHS}
 
     def compiled(pixels: Tensor) -> DenseOutput:
         # Freezing makes the weights constants, which inductor lays out as its kernels read them. It must be set while
         # dense is traced, which happens in a call: as an option of torch.compile it comes too late, and does nothing.
-        with torch._inductor.config.patch(freezing=True):
+        with torch._inductor.config.patch(freezing=True), torch._dynamo.config.patch(graphs):
             output: DenseOutput = traced(pixels)
         return output
 
