@@ -15,7 +15,7 @@ from resnet_backbone.errors import InvalidValue
 from resnet_backbone.preprocess import Preprocess
 from resnet_backbone.protocols import Backbone
 
-from .boxes import BoxWeights, larger_than
+from .boxes import BoxWeights, larger_than, promote
 from .class_rows import default_names
 from .inference import prepare
 from .roi_stage import InstanceStage, RoIStage, StageOutput, without_empty
@@ -122,10 +122,11 @@ class RCNN(DetectorWeights):
         dense = self.dense(batch.pixels)
         losses = self.rpn.losses(dense.rpn, dense.features, batch, targets)
         proposals = self.propose(dense, batch, self.rpn.spec.keep_train)
+        features = self._for_regions(dense.features)
         stages = self.roi_stages
         for index, stage in enumerate(stages):
             samples = stage.assign(proposals, targets)
-            output = stage(dense.features, [s.boxes for s in samples])
+            output = stage(features, [s.boxes for s in samples])
             suffix = f"_stage{index + 1}" if index else ""
             losses |= {name + suffix: loss for name, loss in stage.losses(output, samples, targets).items()}
             if index + 1 < len(stages):
@@ -136,7 +137,7 @@ class RCNN(DetectorWeights):
                 per_image = zip(output.per_image(output.regions), samples)
                 regions = torch.cat([r[: s.positives] for r, s in per_image])
             else:
-                regions = instance.pooler(dense.features, [p.boxes for p in positives])
+                regions = instance.pooler(features, [p.boxes for p in positives])
             losses |= instance.head.losses(instance.head(regions), positives, targets)
         return losses
 
@@ -151,15 +152,16 @@ class RCNN(DetectorWeights):
         """
         dense = self.dense(batch.pixels)
         boxes = [p.boxes for p in self.propose(dense, batch, self.rpn.spec.keep_test)]
+        features = self._for_regions(dense.features)
         outputs: list[StageOutput] = []
         stages = self.roi_stages
         for index, stage in enumerate(stages):
-            outputs.append(stage(dense.features, boxes))
+            outputs.append(stage(features, boxes))
             if index + 1 < len(stages):
                 boxes = [p.boxes for p in stage.next_proposals(outputs[-1], batch.sizes)]
         detections = self.select(outputs, batch.sizes)
         for instance in self.instance_heads.values():
-            regions = instance.pooler(dense.features, [d.boxes for d in detections])
+            regions = instance.pooler(features, [d.boxes for d in detections])
             detections = instance.head.detect(regions, detections)
         return detections
 
@@ -202,6 +204,14 @@ class RCNN(DetectorWeights):
             CannotCompile: there is no C++ compiler, for example.
         """
         return prepare(self, dtype, compiled=compile)
+
+    def _for_regions(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The levels that regions are pooled from, converted once for all poolers to the precision that they need."""
+        poolers = [stage.pooler for stage in self.roi_stages]
+        poolers += [stage.pooler for stage in self.instance_heads.values()]
+        levels = {level for pooler in poolers for level in pooler.levels}
+        keep = all(pooler.keep_half for pooler in poolers)
+        return {name: f if keep else promote(f) for name, f in features.items() if name in levels}
 
     def propose(self, dense: DenseOutput, batch: ImageBatch, keep: tuple[int, int]) -> list[Proposals]:
         """Choose proposals; arguments and result as for `RPN.propose`."""

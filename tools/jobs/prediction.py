@@ -7,9 +7,12 @@ import os
 import tempfile
 import urllib.error
 import urllib.request
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPException
 from os import PathLike
 from pathlib import Path
@@ -22,7 +25,7 @@ from rich.progress import track
 
 from heads.detector import RCNN
 from heads.images import UnreadableImage, read_image
-from heads.predictor import Predictor
+from heads.predictor import Predictor, Prepared
 from resnet_backbone.errors import AlreadyExists, InvalidValue
 from tools.console import CONSOLE
 from tools.data.guard import read_record
@@ -35,6 +38,7 @@ from .detection_setup import open_detector
 from .prediction_inputs import Source, find_sources, is_prediction, output_names
 
 PICTURE_SIDE_PX = 480
+READ_AHEAD = 2  # images that are read while another is predicted
 TIMEOUT_S = 30.0
 MAX_DOWNLOAD_BYTES = 200_000_000
 LISTED = 20  # files that one message names
@@ -129,27 +133,66 @@ def predict(
     files.make_folders()
     predictions: list[Prediction] = []
     failures: list[tuple[str, UnreadableImage]] = []
-    rows = list(zip(sources.images, files.pictures))
-    for source, picture in track(rows, "predict", console=CONSOLE, disable=not CONSOLE.is_terminal):
-        try:
-            image = read_record(_read, source)
-        except UnreadableImage as error:
-            failures.append((source.path, error))
-            continue
-        prediction = _predict_one(source, image, detector, predictor, picture, min_score)
-        predictions.append(prediction)
-        report(prediction)
+    prepare_one = predictor.preparation()
+
+    def prepared(source: Source) -> tuple[np.ndarray, Prepared]:
+        image = read_record(_read, source)
+        return image, prepare_one(image)
+
+    with ThreadPoolExecutor(READ_AHEAD) as pool:
+        rows = zip(sources.images, files.pictures, _ahead(prepared, sources.images, pool))
+        total = len(sources.images)
+        for source, picture, read in track(rows, "predict", total, console=CONSOLE, disable=not CONSOLE.is_terminal):
+            try:
+                image, pixels = read()
+            except UnreadableImage as error:
+                failures.append((source.path, error))
+                continue
+            prediction = _predict_one(source, image, pixels, detector, predictor, picture, min_score)
+            predictions.append(prediction)
+            report(prediction)
     if failures:
         raise UnreadableImages(predictions, failures)
     return predictions
 
 
+def _ahead(
+    prepared: Callable[[Source], tuple[np.ndarray, Prepared]], sources: Sequence[Source], pool: ThreadPoolExecutor
+) -> Iterator[Callable[[], tuple[np.ndarray, Prepared]]]:
+    """Read images in threads while others are predicted.
+
+    Args:
+        prepared: reads and resizes an image.
+        sources: the images.
+        pool: the threads.
+
+    Yields:
+        For every image a function that returns it, or raises what reading it raised.
+    """
+    coming: deque[Callable[[], tuple[np.ndarray, Prepared]]] = deque()
+    try:
+        for source in sources:
+            # a download is waited for in the main thread: a thread could not be stopped by Ctrl-C
+            coming.append(partial(prepared, source) if source.is_url else pool.submit(prepared, source).result)
+            if len(coming) > READ_AHEAD:
+                yield coming.popleft()
+        yield from coming
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
 def _predict_one(
-    source: Source, image: np.ndarray, detector: RCNN, predictor: Predictor, picture: Path, min_score: float
+    source: Source,
+    image: np.ndarray,
+    pixels: Prepared,
+    detector: RCNN,
+    predictor: Predictor,
+    picture: Path,
+    min_score: float,
 ) -> Prediction:
     """Predict one image and write its files."""
     with during(f"detecting objects in {source.path} ({image.shape[1]}x{image.shape[0]})"):
-        detections = predictor([image])[0]
+        detections = predictor.detect([pixels])[0]
     drawing = draw_detections(image, detections, detector.class_names, min_score=min_score, min_side_px=PICTURE_SIDE_PX)
     content = detections_to_json(source.path, image, detections, detector.class_names)
     json_path = json_of(picture)
