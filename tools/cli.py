@@ -102,7 +102,7 @@ def training_command(description: str, config: type[Config], train: TrainingJob[
     return 0
 
 
-def run(main: Callable[[], int | None]) -> None:
+def run(main: Callable[[], int | None], *, keep_memory: bool = True) -> None:
     """Run a command and exit.
 
     A `UserError` is printed as one message, and so are errors of the system, such as a full disk; any other exception
@@ -112,10 +112,12 @@ def run(main: Callable[[], int | None]) -> None:
 
     Args:
         main: the command; its result is the exit code, None stands for 0.
+        keep_memory: keep freed memory for the tensors of the next step (`keep_freed_memory`).
     """
     # pycocotools passes an old signature of __array__ to NumPy 2
     warnings.filterwarnings("ignore", message=".*__array__ implementation doesn't accept a copy keyword.*")
-    keep_freed_memory(largest_mib=1024, kept_mib=2047)
+    if keep_memory:
+        keep_freed_memory(largest_mib=1024, kept_mib=2047)
     threads_print, threading.excepthook = threading.excepthook, _report_thread
     try:
         with interrupts.raised() as signals:
