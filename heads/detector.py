@@ -138,7 +138,7 @@ class RCNN(DetectorWeights):
                 regions = torch.cat([r[: s.positives] for r, s in per_image])
             else:
                 regions = instance.pooler(features, [p.boxes for p in positives])
-            losses |= instance.head.losses(instance.head(regions), positives, targets)
+            losses |= instance.head.losses(regions, positives, targets)
         return losses
 
     def detect(self, batch: ImageBatch) -> list[Detections]:

@@ -92,13 +92,29 @@ class MaskHead(nn.Module):
             x = F.relu(conv(x), inplace=True)
         return F.relu(self.upsample(x), inplace=True)
 
-    def losses(
-        self, outputs: Tensor, positives: Sequence[SampledRegions], targets: Sequence[Targets]
-    ) -> dict[str, Tensor]:
-        """Binary cross-entropy on the masks of the ground-truth classes, averaged over positive regions and cells.
+    def class_logits(self, regions: Tensor, labels: Tensor) -> Tensor:
+        """Run the head for one class per region, without the masks of all others.
 
         Args:
-            outputs: (S, K, M, M) logits of the positive regions, image by image.
+            regions: (S, C, P, P).
+            labels: (S,) int64, the class of each region.
+
+        Returns:
+            (S, 2P, 2P) logits, float32 or float64.
+        """
+        features = self._upsampled(regions).permute(0, 2, 3, 1)  # (S, M, M, channels)
+        weight, bias = self.logits.weight.flatten(1)[labels], self.logits.bias
+        assert bias is not None
+        logits = torch.matmul(features.flatten(1, 2), weight[:, :, None]) + bias[labels][:, None, None]
+        return B.promote(logits.reshape(features.shape[:3]))
+
+    def losses(
+        self, regions: Tensor, positives: Sequence[SampledRegions], targets: Sequence[Targets]
+    ) -> dict[str, Tensor]:
+        """Compute `mask_loss` of the ground-truth classes.
+
+        Args:
+            regions: (S, C, P, P), pooled features of the positive regions, image by image.
             positives: N samples that hold positive regions only.
             targets: N targets.
 
@@ -108,23 +124,8 @@ class MaskHead(nn.Module):
         Raises:
             InvalidValue: targets without masks.
         """
-        masks = [target.masks for target in targets if target.masks is not None]
-        if len(masks) < len(targets):
-            raise InvalidValue(
-                "this detector learns masks, these targets have none: give masks, or a recipe without a mask head"
-            )
-        goals = crop_all(
-            masks,
-            [region.matched for region in positives],
-            [region.boxes for region in positives],
-            outputs.shape[-1],
-            soft_bitmaps=self.conventions.soft_bitmap_targets,
-        )
-        labels = torch.cat([region.labels for region in positives])
-        logits = B.promote(outputs[torch.arange(len(labels), device=labels.device), labels])
-        total = F.binary_cross_entropy_with_logits(logits, goals.to(logits.dtype), reduction="sum")
-        divisor = mean_over_processes(len(labels), logits.device).to(logits.dtype) * outputs.shape[-1] ** 2
-        return {"loss_mask": total / divisor}
+        logits = self.class_logits(regions, torch.cat([region.labels for region in positives]))
+        return {"loss_mask": mask_loss(logits, positives, targets, self.conventions)}
 
     @torch.no_grad()
     def detect(self, regions: Tensor, detections: Sequence[Detections]) -> list[Detections]:
@@ -138,11 +139,40 @@ class MaskHead(nn.Module):
             N detections with the `RoiMasks` of their classes.
         """
         labels = torch.cat([d.labels for d in detections])
-        features = self._upsampled(regions).permute(0, 2, 3, 1)  # (S, M, M, channels)
-        # of the 1x1 convolution only the output of each region's class
-        weight, bias = self.logits.weight.flatten(1)[labels], self.logits.bias
-        assert bias is not None
-        logits = torch.matmul(features.flatten(1, 2), weight[:, :, None]) + bias[labels][:, None, None]
-        probabilities = B.promote(logits.reshape(features.shape[:3])).sigmoid()
+        probabilities = self.class_logits(regions, labels).sigmoid()
         per_image = torch.split(probabilities, [len(d) for d in detections])
         return [replace(d, masks=RoiMasks(m, self.conventions.mask_paste)) for d, m in zip(detections, per_image)]
+
+
+def mask_loss(
+    logits: Tensor, positives: Sequence[SampledRegions], targets: Sequence[Targets], conventions: Conventions
+) -> Tensor:
+    """Binary cross-entropy on the masks of the ground-truth classes, averaged over positive regions and cells.
+
+    Args:
+        logits: (S, M, M) of the positive regions, image by image, each of the region's class.
+        positives: N samples that hold positive regions only.
+        targets: N targets.
+        conventions: how bitmaps are cropped.
+
+    Returns:
+        The loss, a scalar.
+
+    Raises:
+        InvalidValue: targets without masks.
+    """
+    masks = [target.masks for target in targets if target.masks is not None]
+    if len(masks) < len(targets):
+        raise InvalidValue(
+            "this detector learns masks, these targets have none: give masks, or a recipe without a mask head"
+        )
+    goals = crop_all(
+        masks,
+        [region.matched for region in positives],
+        [region.boxes for region in positives],
+        logits.shape[-1],
+        soft_bitmaps=conventions.soft_bitmap_targets,
+    )
+    total = F.binary_cross_entropy_with_logits(logits, goals.to(logits.dtype), reduction="sum")
+    divisor = mean_over_processes(len(logits), logits.device).to(logits.dtype) * logits.shape[-1] ** 2
+    return total / divisor

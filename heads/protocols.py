@@ -27,12 +27,12 @@ class InstanceHead(Protocol):
         ...
 
     def losses(
-        self, outputs: Tensor, positives: Sequence[SampledRegions], targets: Sequence[Targets]
+        self, regions: Tensor, positives: Sequence[SampledRegions], targets: Sequence[Targets]
     ) -> dict[str, Tensor]:
         """Compute the losses of a batch.
 
         Args:
-            outputs: of the positive regions, image by image.
+            regions: (S, C, P, P), pooled features of the positive regions, image by image.
             positives: N samples that hold positive regions only.
             targets: N targets.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import maskrcnn_inference, maskrcnn_loss
 
 from heads import BitMasks, Conventions, Detections, RoiMasks, Targets
-from heads.mask_head import MaskHead, MaskHeadSpec
+from heads.mask_head import MaskHead, MaskHeadSpec, mask_loss
 from heads.matching import SampledRegions
 
 K = 3
@@ -36,6 +38,12 @@ def positives(target: Targets, count: int) -> SampledRegions:
     return SampledRegions(random_boxes(count), target.labels[index], index, count)
 
 
+def of_classes(logits: Tensor, regions: Sequence[SampledRegions]) -> Tensor:
+    """From (S, K, M, M), the masks of the regions' classes."""
+    labels = torch.cat([r.labels for r in regions])
+    return logits[torch.arange(len(labels)), labels]
+
+
 @pytest.mark.parametrize("convs", [1, 4])
 def test_layers_equal_torchvision(convs: int) -> None:
     ours, reference = make(convs=convs), MaskRCNNHeads(6, [8] * convs, 1)
@@ -54,7 +62,7 @@ def test_loss_equals_torchvision_on_the_same_targets() -> None:
     targets = [some_targets(3), some_targets(2)]
     regions = [positives(targets[0], 6), positives(targets[1], 4)]
     logits = torch.randn(10, K, 28, 28)
-    loss = make().losses(logits, regions, targets)["loss_mask"]
+    loss = mask_loss(of_classes(logits, regions), regions, targets, make().conventions)
     mask_targets = [t.masks[r.matched].crop_to(r.boxes, 28) for t, r in zip(targets, regions)]  # type: ignore[index]
     # with this box, torchvision's RoIAlign returns a 28 x 28 bitmap unchanged
     whole_bitmap = torch.tensor([[-0.5, -0.5, 27.5, 27.5]])
@@ -69,13 +77,22 @@ def test_loss_equals_torchvision_on_the_same_targets() -> None:
     torch.testing.assert_close(loss, expected)
 
 
-def test_only_logits_of_the_true_class_get_a_gradient() -> None:
-    target = some_targets(2)
-    regions = SampledRegions(target.boxes, target.labels, torch.arange(2), 2)
-    logits = torch.randn(2, K, 28, 28, requires_grad=True)
-    make().losses(logits, [regions], [target])["loss_mask"].backward()
-    has_gradient = logits.grad.abs().sum((2, 3)) > 0  # type: ignore[union-attr]
-    assert torch.equal(has_gradient, torch.nn.functional.one_hot(target.labels, K).bool())
+def test_the_loss_and_its_gradients_are_those_of_the_masks_of_all_classes() -> None:
+    head, target = make(), some_targets(3)
+    torch.nn.init.normal_(head.logits.weight)
+    sampled, regions = positives(target, 7), torch.randn(7, 6, 14, 14)
+    results = []
+    for logits in (head.class_logits(regions, sampled.labels), of_classes(head(regions), [sampled])):
+        head.zero_grad()
+        loss = mask_loss(logits, [sampled], [target], head.conventions)
+        loss.backward()
+        results.append([loss.detach(), *(p.grad for p in head.parameters())])
+    for one, all_classes in zip(*results, strict=True):
+        torch.testing.assert_close(one, all_classes)
+    head.zero_grad()
+    head.losses(regions, [sampled], [target])["loss_mask"].backward()
+    has_gradient = head.logits.weight.grad.abs().sum((1, 2, 3)) > 0  # type: ignore[union-attr]
+    assert torch.equal(has_gradient.nonzero().flatten(), sampled.labels.unique())
 
 
 def test_loss_of_a_perfect_prediction_is_zero() -> None:
@@ -83,15 +100,14 @@ def test_loss_of_a_perfect_prediction_is_zero() -> None:
     mask_targets = target.masks.crop_to(target.boxes, 28)  # type: ignore[union-attr]
     logits = (mask_targets.float() * 2 - 1)[:, None].expand(-1, K, -1, -1) * 50
     regions = SampledRegions(target.boxes, target.labels, torch.arange(4), 4)
-    loss = make().losses(logits, [regions], [target])["loss_mask"]
-    assert loss < 1e-6
+    assert mask_loss(of_classes(logits, [regions]), [regions], [target], make().conventions) < 1e-6
 
 
 def test_loss_without_regions_is_zero_and_gives_zero_gradients() -> None:
     head, target = make(), some_targets(0)
     no_index = torch.zeros(0, dtype=torch.int64)
     no_regions = SampledRegions(torch.zeros(0, 4), no_index, no_index, 0)
-    loss = head.losses(head(torch.zeros(0, 6, 14, 14)), [no_regions], [target])["loss_mask"]
+    loss = head.losses(torch.zeros(0, 6, 14, 14), [no_regions], [target])["loss_mask"]
     loss.backward()
     assert loss == 0 and all(p.grad is not None and not p.grad.any() for p in head.parameters())
 
@@ -100,7 +116,7 @@ def test_targets_without_masks_are_refused() -> None:
     target = Targets(random_boxes(1), torch.tensor([0]))
     regions = SampledRegions(target.boxes, target.labels, torch.tensor([0]), 1)
     with pytest.raises(ValueError, match="this detector learns masks, these targets have none"):
-        make().losses(torch.zeros(1, K, 28, 28), [regions], [target])
+        make().losses(torch.zeros(1, 6, 14, 14), [regions], [target])
 
 
 def test_detections_get_the_masks_of_their_classes_like_torchvision() -> None:
