@@ -68,4 +68,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, keep_memory=False)  # the memory allocator as others' users have it
+    cli.run(main, keep_memory=False)  # memory is allocated as in other programs

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from heads.images import resize, resized_size
 from heads.recipes import DETECTORS, DetectorRecipe
 from heads.structures import ImageBatch, ImageSize
 from resnet_backbone import Preprocess, load_weights
+from tools.jobs.benchmarks.models import SPREAD, calibrate
 
 EVERYTHING = 1_000_000
 NAMES = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "maskrcnn_resnet50_fpn_v2")
@@ -79,7 +78,7 @@ def pair(
         )
     for key, parameter in reference.backbone.body.named_parameters():
         parameter.requires_grad_(key.startswith(("layer2", "layer3", "layer4")))
-    calibrate(reference, images, {**SPREAD, "box_predictor.cls_score": class_spread})
+    calibrate(reference, tensors(images, torch.float32), {**SPREAD, "box_predictor.cls_score": class_spread})
     recipe = recipe_of(name, proposals)
     ours = assemble(recipe, 90, empty_backbone(recipe))
     assert load_weights(ours, reference.state_dict(), source="torchvision").complete
@@ -107,54 +106,6 @@ def in_double(reference: Any, ours: RCNN, monkeypatch: pytest.MonkeyPatch) -> tu
         if hasattr(module, "resize_boxes"):
             monkeypatch.setattr(module, "resize_boxes", resize_boxes)
     return reference.double(), ours.double()
-
-
-# standard deviations of the output channels, near those of a trained net: rounding errors grow with them
-SPREAD = {"rpn.head.cls_logits": 2.0, "rpn.head.bbox_pred": 0.3}
-SPREAD |= {"box_predictor.bbox_pred": 1.0, "mask_fcn_logits": 2.0}
-
-
-@torch.no_grad()
-def calibrate(model: Any, images: list[np.ndarray], spread: Mapping[str, float]) -> None:
-    """Set norm statistics like those of real activations, affine terms other than 1 and 0, and the heads' spread."""
-    for name, module in model.named_modules():
-        if isinstance(module, FrozenBatchNorm2d):
-            module.weight.uniform_(0.5, 1.5)
-            module.bias.normal_(std=0.2)
-            if name.endswith("bn3"):
-                module.weight.mul_(0.25)  # small residual branches, as in a trained net: rounding grows less with depth
-            module.register_forward_hook(_take_statistics)
-        if name.startswith("rpn.head.conv") and isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight)
-        for ending, std in spread.items():
-            if name.endswith(ending):
-                module.register_forward_hook(partial(_spread, std))
-    model.eval()(tensors(images, torch.float32))
-    for module in model.modules():
-        module._forward_hooks.clear()
-
-
-def _take_statistics(norm: FrozenBatchNorm2d, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-    """Forward hook: set running statistics near those of the input, and normalise with them."""
-    x = inputs[0]
-    if len(x):
-        norm.running_mean.copy_(x.mean(dim=(0, 2, 3)) + 0.1 * torch.randn(x.shape[1]))
-        norm.running_var.copy_(x.var(dim=(0, 2, 3)) * torch.empty(x.shape[1]).uniform_(0.7, 1.5) + 1e-3)
-    return norm.forward(x)
-
-
-def _spread(std: float, layer: nn.Conv2d | nn.Linear, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-    """Forward hook: scale the layer so that each output channel has this standard deviation and a mean near 0.
-
-    The RPN's layers are scaled on their first call, on the finest level.
-    """
-    rows = output.transpose(0, 1).flatten(1)
-    factor = std / rows.std(dim=1)
-    assert layer.bias is not None
-    layer.weight.mul_(factor.reshape(-1, *[1] * (layer.weight.ndim - 1)))
-    layer.bias.copy_((layer.bias - rows.mean(dim=1)) * factor + 0.1 * torch.randn(len(rows)))
-    layer._forward_hooks.clear()
-    return layer.forward(inputs[0])
 
 
 def tensors(images: list[np.ndarray], dtype: torch.dtype) -> list[Tensor]:

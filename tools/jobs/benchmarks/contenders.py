@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 NOT_INSTALLED = "not installed"
 FP32, BF16 = "fp32", "bf16"
@@ -101,6 +102,34 @@ class Measured:
     def quartiles(self) -> tuple[float, float] | None:
         """The lower and the upper quartile; None without measurements."""
         return quartiles(self.samples) if self.samples else None
+
+
+def as_work(function: Callable[..., object], *arguments: Any) -> Callable[[], None]:
+    """Work to be timed.
+
+    Args:
+        function: does it; its result is dropped, since a result would count as the measurement.
+        arguments: of the function.
+
+    Returns:
+        The function of no arguments that `Contender.measure` takes.
+    """
+
+    def once() -> None:
+        function(*arguments)
+
+    return once
+
+
+def for_each(function: Callable[[Any], object], things: Iterable[Any]) -> Callable[[], None]:
+    """Work that is done for several things, one after the other; as `as_work`."""
+    things = list(things)
+
+    def all_of_them() -> None:
+        for thing in things:
+            function(thing)
+
+    return all_of_them
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:

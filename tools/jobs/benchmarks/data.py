@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from tools.data.coco import CocoData
+from tools.data.coco import CocoData, restrict
 from tools.data.loader import Draw
 from tools.jobs.detection_data import load_train
 from tools.jobs.detection_setup import training_images
 
 from . import others
-from .contenders import NOT_INSTALLED, Comparison, Contender
+from .contenders import NOT_INSTALLED, Comparison, Contender, for_each
 from .data_set import LONG_SIDE_PX, SIDES_PX, config_of
 from .setting import Setting
 
@@ -43,20 +43,20 @@ def loader(setting: Setting) -> Iterator[Comparison]:
             count = 4 if setting.quick else 40
             generate_shapes(folder, train_images=count, val_images=1, side_px=144 if setting.quick else 480)
         config = config_of(folder)
-        data = load_train(config)
-        count = min(4 if setting.quick else 40, len(data.records))
+        data = restrict(load_train(config), objects=None, max_images=4 if setting.quick else 40)
+        count = len(data.records)
         images = training_images(config, data)
         annotations = Path(temporary) / "instances.json"
-        annotations.write_text(json.dumps(as_coco(data, count)), encoding="utf-8")
+        annotations.write_text(json.dumps(_as_coco(data)), encoding="utf-8")
         read = _torchvision(annotations)
         contenders = [
-            Contender(TORCHVISION, _each(read, count)),
-            Contender("TrainingImages", _each(lambda i: images[Draw(i, 0)], count), ours=True),
+            Contender(TORCHVISION, for_each(read, range(count))),
+            Contender("TrainingImages", for_each(lambda i: images[Draw(i, 0)], range(count)), ours=True),
         ]
         mapper = "detectron2's DatasetMapper"
         if others.installed("detectron2"):
             reader = others.detectron2_reader(annotations, SIDES_PX, LONG_SIDE_PX)
-            contenders.append(Contender(mapper, _each(reader, count)))
+            contenders.append(Contender(mapper, for_each(reader, range(count))))
         else:
             contenders.append(Contender.absent(mapper, NOT_INSTALLED))
         yield Comparison(
@@ -69,42 +69,12 @@ def loader(setting: Setting) -> Iterator[Comparison]:
         )
 
 
-def as_coco(data: CocoData, count: int) -> dict[str, Any]:
-    """The first images of a split as the content of a COCO file, with absolute paths.
-
-    Args:
-        data: the split.
-        count: number of images.
-
-    Returns:
-        images, annotations and categories.
-    """
-    from tools.data.augment import coco_form  # not at the top: it imports albumentations
-
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for number in range(count):
-        record = data.records[number]
-        size = {"height": record.size.height, "width": record.size.width}
-        images.append({"id": number, "file_name": str(record.path.resolve()), **size})
-        for box, label, outline in zip(record.boxes.tolist(), record.labels.tolist(), record.segmentations):
-            x0, y0, x1, y1 = box
-            segmentation = coco_form(outline)
-            if isinstance(segmentation, dict) and isinstance(segmentation["counts"], bytes):
-                segmentation = segmentation | {"counts": segmentation["counts"].decode()}
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "category_id": label + 1,
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "area": (x1 - x0) * (y1 - y0),
-                    "iscrowd": 0,
-                    "segmentation": segmentation,
-                }
-            )
-    categories = [{"id": label + 1, "name": name} for label, name in enumerate(data.class_names)]
-    return {"images": images, "annotations": annotations, "categories": categories}
+def _as_coco(data: CocoData) -> dict[str, Any]:
+    """A split as the content of a COCO file, with absolute paths."""
+    content = data.table.to_coco()
+    for image, path in zip(content["images"], data.table.paths):
+        image["file_name"] = str(path.resolve())
+    return content
 
 
 def _torchvision(annotations: Path) -> Callable[[int], object]:
@@ -129,14 +99,6 @@ def _torchvision(annotations: Path) -> Callable[[int], object]:
     wrapped = wrap_dataset_for_transforms_v2(images, target_keys={"boxes", "labels", "masks"})
     read: Callable[[int], object] = wrapped.__getitem__
     return read
-
-
-def _each(read: Callable[[int], object], count: int) -> Callable[[], None]:
-    def work() -> None:
-        for index in range(count):
-            read(index)
-
-    return work
 
 
 @contextmanager

@@ -76,7 +76,9 @@ def largest_difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> floa
 
 def said(what: str, found: int, total: int) -> str:
     """A sentence such as "199 of 200 detections (99.5 %) equal torchvision's"."""
-    return f"{found} of {total} {what} ({100 * found / total if total else 0:.1f} %)"
+    if not total:
+        return f"nothing to compare: none of the {what.split()[0]} was found on either side"
+    return f"{found} of {total} {what} ({100 * found / total:.1f} %)"
 
 
 def loss_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], names: Mapping[str, str]) -> float:

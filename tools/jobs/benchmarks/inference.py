@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -19,13 +18,14 @@ from heads.predictor import Predictor
 from heads.structures import Detections
 
 from . import others
-from .contenders import BF16, NOT_INSTALLED, Comparison, Contender
+from .contenders import BF16, NOT_INSTALLED, Comparison, Contender, as_work, for_each
 from .equality import equal_detections, largest_difference, partners, said
 from .limit import count_flops
 from .models import Pair, as_tensors, compiled_copy, our_batch, pair, their_detections
 from .setting import Setting
 
 TORCHVISION, TORCHVISION_BEST = "torchvision", "torchvision, channels_last"
+COMPILED_BF16 = "for_inference(bf16, compile=True)"
 DETECTRON2, DETECTRON2_BEST, MAYAKU = "detectron2", "detectron2, channels_last", "mayaku"
 OTHER_WEIGHTS = "its conventions differ from torchvision's, so its detections differ a little"
 Pictures = Sequence[np.ndarray]
@@ -64,8 +64,7 @@ def their_output(model: Any, picture: np.ndarray, device: str, low: bool = False
     Returns:
         Its output.
     """
-    context: AbstractContextManager[object] = torch.autocast(device, dtype=torch.bfloat16) if low else nullcontext()
-    with torch.inference_mode(), context:
+    with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=low):
         (output,) = model([tensor.to(device) for tensor in as_tensors([picture])])
     return {name: value.cpu() for name, value in output.items()}
 
@@ -108,7 +107,7 @@ def inference(setting: Setting) -> Iterator[Comparison]:
     found = _detections(fast, pictures)
     same = "detections within 0.01 px and 1e-4 of torchvision's"
     equal = [f"for_inference(): {said(same, *equal_detections(found, expected))}"]
-    compiled, contender = _compiled(both.ours, pictures)
+    compiled, contender = _compiled(both.ours, partial(our_work, pictures=pictures))
     contenders.append(contender)
     if compiled is not None:
         equal.append(f"compiled: {said(same, *equal_detections(_detections(compiled, pictures), expected))}")
@@ -136,28 +135,28 @@ def _detect(detector: RCNN, pictures: Pictures, setting: Setting) -> object:
     return detector.detect(our_batch(pictures, detector, setting.device))
 
 
-def _compiled(detector: RCNN, pictures: Pictures, dtype: torch.dtype | None = None) -> tuple[RCNN | None, Contender]:
-    """The compiled copy, and the contender; it is missing where nothing can be compiled."""
+def _compiled(
+    detector: RCNN, work_of: Callable[[RCNN], Callable[[], None]], dtype: torch.dtype | None = None
+) -> tuple[RCNN | None, Contender]:
+    """The compiled copy, and the contender that does its work; it is missing where nothing can be compiled."""
     low = dtype is not None
-    name = f"for_inference({'bf16, ' if low else ''}compile=True)"
+    name = COMPILED_BF16 if low else "for_inference(compile=True)"
     precision = BF16 if low else "fp32"
     try:
         compiled = compiled_copy(detector, dtype)
     except CannotCompile as error:
         return None, Contender.absent(name, f"not measurable: {error}", ours=True, dtype=precision)
-    work = our_work(compiled, pictures)
-    return compiled, Contender(name, work, ours=True, dtype=precision, compile_s=compiled.compile_s)
+    return compiled, Contender(name, work_of(compiled), ours=True, dtype=precision, compile_s=compiled.compile_s)
 
 
 def _bf16(both: Pair, best: Any, setting: Setting, full: Sequence[Detections]) -> tuple[list[Contender], list[str]]:
     names = ("torchvision, channels_last, bf16 autocast", "for_inference(bf16)")
     if setting.no_bf16:
-        compiled_name = "for_inference(bf16, compile=True)"
-        missing = [Contender.absent(name, setting.no_bf16, ours=True, dtype=BF16) for name in (names[1], compiled_name)]
+        missing = [Contender.absent(name, setting.no_bf16, ours=True, dtype=BF16) for name in (names[1], COMPILED_BF16)]
         return [Contender.absent(names[0], setting.no_bf16, dtype=BF16), *missing], []
     pictures = setting.pictures
     fast = both.ours.for_inference(dtype=torch.bfloat16)
-    compiled, contender = _compiled(both.ours, pictures, torch.bfloat16)
+    compiled, contender = _compiled(both.ours, partial(our_work, pictures=pictures), torch.bfloat16)
     contenders = [
         Contender(names[0], their_work(best, pictures, setting.device, low=True), dtype=BF16),
         Contender(names[1], our_work(fast, pictures), ours=True, dtype=BF16),
@@ -174,21 +173,13 @@ def _other_projects(both: Pair, setting: Setting) -> Iterator[Contender]:
     if others.installed("detectron2"):
         model = others.detectron2_detector(both.ours, sizes, device)
         for name, one in ((DETECTRON2, model), (DETECTRON2_BEST, channels_last(model))):
-            yield Contender(name, _each(others.detectron2_run(one, sizes), pictures), note=OTHER_WEIGHTS)
+            yield Contender(name, for_each(others.detectron2_run(one, sizes), pictures), note=OTHER_WEIGHTS)
     else:
         yield Contender.absent(DETECTRON2, NOT_INSTALLED)
     if others.installed("mayaku"):
-        yield Contender(MAYAKU, _each(others.mayaku_run(both.ours, sizes, device), pictures), note=OTHER_WEIGHTS)
+        yield Contender(MAYAKU, for_each(others.mayaku_run(both.ours, sizes, device), pictures), note=OTHER_WEIGHTS)
     else:
         yield Contender.absent(MAYAKU, NOT_INSTALLED)
-
-
-def _each(run: others.Run, pictures: Pictures) -> Callable[[], None]:
-    def work() -> None:
-        for picture in pictures:
-            run(picture)
-
-    return work
 
 
 def dense(setting: Setting) -> Iterator[Comparison]:
@@ -206,8 +197,7 @@ def dense(setting: Setting) -> Iterator[Comparison]:
     fast = both.ours.for_inference()
 
     def theirs(model: Any, inputs: Tensor, low: bool = False) -> Any:
-        context: Any = torch.autocast(setting.device, dtype=torch.bfloat16) if low else nullcontext()
-        with torch.inference_mode(), context:
+        with torch.inference_mode(), torch.autocast(setting.device, torch.bfloat16, enabled=low):
             features = model.backbone(inputs)
             return list(features.values()), *model.rpn.head(list(features.values()))
 
@@ -215,37 +205,32 @@ def dense(setting: Setting) -> Iterator[Comparison]:
         with torch.inference_mode():
             return detector.dense(inputs)
 
+    def ours_for(detector: RCNN, inputs: Tensor) -> Callable[[], None]:
+        return as_work(ours, detector, inputs)
+
     best = channels_last(both.theirs)
     contenders = [
-        Contender(TORCHVISION, _discard(partial(theirs, both.theirs, plain))),
-        Contender(TORCHVISION_BEST, _discard(partial(theirs, best, pixels))),
-        Contender("detector", _discard(partial(ours, both.ours, pixels)), ours=True),
-        Contender("for_inference()", _discard(partial(ours, fast, pixels)), ours=True),
+        Contender(TORCHVISION, as_work(theirs, both.theirs, plain)),
+        Contender(TORCHVISION_BEST, as_work(theirs, best, pixels)),
+        Contender("detector", as_work(ours, both.ours, pixels), ours=True),
+        Contender("for_inference()", as_work(ours, fast, pixels), ours=True),
     ]
     expected = theirs(both.theirs, plain)[0]
     difference = largest_difference(list(ours(fast, pixels).features.values()), expected)
     equal = [f"for_inference(): features within {difference:.1e} of each level's largest value of torchvision's"]
-    for dtype, name in ((None, "fp32"), (torch.bfloat16, BF16)):
-        label = f"for_inference({'bf16, ' if dtype else ''}compile=True)"
-        if dtype and setting.no_bf16:
-            contenders.append(Contender.absent(label, setting.no_bf16, ours=True, dtype=BF16))
-            continue
-        try:
-            compiled = compiled_copy(both.ours, dtype)
-        except CannotCompile as error:
-            contenders.append(Contender.absent(label, f"not measurable: {error}", ours=True, dtype=name))
-            continue
+    for dtype in (None,) if setting.no_bf16 else (None, torch.bfloat16):
         inputs = pixels if dtype is None else pixels.to(dtype)
-        work = _discard(partial(ours, compiled, inputs))
-        contenders.append(Contender(label, work, ours=True, dtype=name, compile_s=compiled.compile_s))
-        difference = largest_difference(list(ours(compiled, inputs).features.values()), expected)
-        equal.append(f"compiled, {name}: within {difference:.1e}")
+        compiled, contender = _compiled(both.ours, partial(ours_for, inputs=inputs), dtype)
+        contenders.append(contender)
+        if compiled is not None:
+            difference = largest_difference(list(ours(compiled, inputs).features.values()), expected)
+            equal.append(f"compiled, {contender.dtype}: within {difference:.1e}")
+    low = "torchvision, bf16 autocast"
     if setting.no_bf16:
-        contenders.append(Contender.absent("torchvision, bf16 autocast", setting.no_bf16, dtype=BF16))
+        contenders.append(Contender.absent(COMPILED_BF16, setting.no_bf16, ours=True, dtype=BF16))
+        contenders.append(Contender.absent(low, setting.no_bf16, dtype=BF16))
     else:
-        contenders.append(
-            Contender("torchvision, bf16 autocast", _discard(partial(theirs, best, pixels, True)), dtype=BF16)
-        )
+        contenders.append(Contender(low, as_work(theirs, best, pixels, True), dtype=BF16))
     openvino, sentences = _openvino(fast, pixels, expected, setting)
     yield Comparison(
         "dense",
@@ -272,15 +257,8 @@ def _openvino(
             continue
         run, seconds = others.openvino_dense(fast, pixels.contiguous(), dtype)
         contenders.append(
-            Contender(name, _discard(run), dtype=dtype, compile_s=seconds, note="compiled for this one size")
+            Contender(name, as_work(run), dtype=dtype, compile_s=seconds, note="compiled for this one size")
         )
         features = [torch.from_numpy(array) for array in run()[: len(expected)]]
         equal.append(f"{name}: within {largest_difference(features, expected):.1e}")
     return contenders, equal
-
-
-def _discard(function: Callable[[], object]) -> Callable[[], None]:
-    def work() -> None:
-        function()
-
-    return work

@@ -41,24 +41,17 @@ def limits(setting: Setting, repeats: int = 5) -> dict[str, float]:
     return found
 
 
-@torch.no_grad()
-def count_flops(function: Callable[[], object]) -> int:
-    """Count the floating-point operations of convolutions and matrix products, forward only.
+def count_flops(function: Callable[[], object], *, gradients: bool = False) -> int:
+    """Count the floating-point operations of convolutions and matrix products.
 
     Args:
         function: the work; it is run once.
+        gradients: whether it computes gradients.
 
     Returns:
         Operations; a multiplication and an addition are two.
     """
-    with FlopCounterMode(display=False) as counter:
-        function()
-    return int(counter.get_total_flops())
-
-
-def count_training_flops(function: Callable[[], object]) -> int:
-    """Count those of work that computes gradients; argument and result as for `count_flops`."""
-    with FlopCounterMode(display=False) as counter:
+    with torch.set_grad_enabled(gradients), FlopCounterMode(display=False) as counter:
         function()
     return int(counter.get_total_flops())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from heads.roi_masks import RoiMasks
 
-from .contenders import Comparison, Contender
+from .contenders import Comparison, Contender, as_work
 from .setting import Setting
 
 TORCHVISION = "torchvision's paste, pycocotools"
@@ -87,8 +87,8 @@ def masks_comparison(row: str, count: int, height: int, width: int, x: tuple[flo
         row,
         f"masks of {count} detections to RLE, {height}x{width} px",
         [
-            Contender(TORCHVISION, _call(their_rles, given)),
-            Contender("RoiMasks.paste().to_rle()", _call(our_rles, given), ours=True),
+            Contender(TORCHVISION, as_work(their_rles, *given)),
+            Contender("RoiMasks.paste().to_rle()", as_work(our_rles, *given), ours=True),
         ],
         reference=TORCHVISION,
         items=(count, "masks"),
@@ -110,10 +110,3 @@ def masks(setting: Setting) -> Iterator[Comparison]:
     """
     for height, width in ((48, 64),) if setting.quick else SIZES:
         yield masks_comparison("masks", 10 if setting.quick else 100, height, width)
-
-
-def _call(function: Callable[..., Rles], given: tuple[Any, ...]) -> Callable[[], None]:
-    def work() -> None:
-        function(*given)
-
-    return work

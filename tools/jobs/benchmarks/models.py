@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from heads.build import assemble, empty_backbone
 from heads.detector import RCNN
-from heads.images import resize, resized_size
 from heads.masks import BitMasks
+from heads.predictor import prepare
 from heads.recipes import DETECTORS
 from heads.structures import Detections, ImageBatch, ImageSize, Targets
 from resnet_backbone import load_weights
@@ -27,7 +27,7 @@ from .setting import Setting, Sizes
 
 RECIPE = "maskrcnn_resnet50_fpn"  # torchvision's name and ours
 NUM_CLASSES = 90
-# standard deviations of the output channels, near those of a trained net
+# standard deviations of the output channels, near those of a trained net: rounding errors grow with them
 SPREAD = {
     "rpn.head.cls_logits": 2.0,
     "rpn.head.bbox_pred": 0.3,
@@ -50,8 +50,9 @@ class Pair:
     ours: RCNN
 
 
+@lru_cache(maxsize=1)
 def pair(setting: Setting) -> Pair:
-    """Make both detectors; the pair is kept, so nobody may change it.
+    """Make both detectors. The pair is kept for all rows: leave it as it is.
 
     Args:
         setting: device, sizes, and the pictures for the calibration.
@@ -59,11 +60,6 @@ def pair(setting: Setting) -> Pair:
     Returns:
         Both, on the device.
     """
-    return _pair(setting)
-
-
-@lru_cache(maxsize=1)
-def _pair(setting: Setting) -> Pair:
     torch.manual_seed(1)
     theirs = torchvision_detector(setting.sizes)
     calibrate(theirs, as_tensors(setting.pictures[:1]), SPREAD)
@@ -119,25 +115,9 @@ def as_tensors(pictures: Sequence[np.ndarray]) -> list[Tensor]:
     return [torch.tensor(picture).permute(2, 0, 1).float() / 255 for picture in pictures]
 
 
-def resized(picture: np.ndarray, detector: RCNN) -> Tensor:
-    """A picture at the size of the detector's inputs.
-
-    Args:
-        picture: (H, W, 3) uint8 RGB.
-        detector: its `preprocess` is used.
-
-    Returns:
-        (3, h, w), as `ImageBatch.from_images` takes it.
-    """
-    settings = detector.preprocess
-    limits = {"short_side_px": settings.short_side_px, "long_side_px": settings.long_side_px}
-    size = resized_size(ImageSize(height=picture.shape[0], width=picture.shape[1]), **limits, how=settings.resize)
-    return torch.tensor(resize(picture, size, how=settings.resize)).permute(2, 0, 1)
-
-
 def our_batch(pictures: Sequence[np.ndarray], detector: RCNN, device: str) -> ImageBatch:
     """Our batch of pictures, resized and normalised."""
-    images = [resized(picture, detector).to(device) for picture in pictures]
+    images = [prepare(picture, detector.preprocess).pixels.to(device) for picture in pictures]
     return ImageBatch.from_images(images, detector.preprocess)
 
 
@@ -199,7 +179,7 @@ def calibrate(model: Any, inputs: list[Tensor], spread: Mapping[str, float]) -> 
             module.weight.uniform_(0.5, 1.5)
             module.bias.normal_(std=0.2)
             if name.endswith("bn3"):
-                module.weight.mul_(0.25)  # small residual branches, as in a trained net
+                module.weight.mul_(0.25)  # small residual branches, as in a trained net: rounding grows less with depth
             module.register_forward_hook(_take_statistics)
         if name.startswith("rpn.head.conv") and isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
@@ -214,14 +194,18 @@ def calibrate(model: Any, inputs: list[Tensor], spread: Mapping[str, float]) -> 
 def _take_statistics(norm: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
     """Forward hook: set running statistics near those of the input, and normalise with them."""
     x = inputs[0]
-    norm.running_mean.copy_(x.mean(dim=(0, 2, 3)) + 0.1 * torch.randn(x.shape[1]))
-    norm.running_var.copy_(x.var(dim=(0, 2, 3)) * torch.empty(x.shape[1]).uniform_(0.7, 1.5) + 1e-3)
+    if len(x):
+        norm.running_mean.copy_(x.mean(dim=(0, 2, 3)) + 0.1 * torch.randn(x.shape[1]))
+        norm.running_var.copy_(x.var(dim=(0, 2, 3)) * torch.empty(x.shape[1]).uniform_(0.7, 1.5) + 1e-3)
     normalised: Tensor = norm.forward(x)
     return normalised
 
 
 def _spread(std: float, layer: nn.Conv2d | nn.Linear, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-    """Forward hook: on its first call, scale the layer so that each output channel has this standard deviation."""
+    """Forward hook: scale the layer so that each output channel has this standard deviation and a mean near 0.
+
+    The RPN's layers are scaled on their first call, on the finest level.
+    """
     rows = output.transpose(0, 1).flatten(1)
     factor = std / rows.std(dim=1)
     assert layer.bias is not None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from tools.evaluation.backends import Hotcoco, Pycocotools
-from tools.evaluation.interface import Backend, Curves, ToScore
+from tools.evaluation.interface import Curves
 from tools.evaluation.self_check import generated
 
 from . import others
-from .contenders import NOT_INSTALLED, Comparison, Contender
+from .contenders import NOT_INSTALLED, Comparison, Contender, as_work
 from .setting import Setting
 
 DETECTIONS = 100
@@ -28,11 +28,11 @@ def scoring(setting: Setting) -> Iterator[Comparison]:
     for kind in ("bbox", "segm"):
         data = generated(kind, DETECTIONS, images=images, wrong=DETECTIONS - 10)
         reference = Pycocotools()
-        contenders = [Contender(reference.label, _score(reference, data))]
+        contenders = [Contender(reference.label, as_work(reference.curves, data))]
         equal = []
         if others.installed("hotcoco"):
             fast = Hotcoco()
-            contenders.append(Contender(fast.label, _score(fast, data), ours=True, note="eval.backend=hotcoco"))
+            contenders.append(Contender(fast.label, as_work(fast.curves, data), ours=True, note="eval.backend=hotcoco"))
             setting.say(f"scoring: {kind}, comparing all arrays")
             same = _bytes(fast.curves(data)) == _bytes(reference.curves(data))
             equal.append("precision, recall and scores equal bit for bit" if same else "the arrays differ")
@@ -49,13 +49,6 @@ def scoring(setting: Setting) -> Iterator[Comparison]:
             max_repeats=3,
             warm_up=False,  # the check above was one
         )
-
-
-def _score(backend: Backend, data: ToScore) -> Callable[[], None]:
-    def work() -> None:
-        backend.curves(data)
-
-    return work
 
 
 def _bytes(curves: Curves) -> list[bytes]:

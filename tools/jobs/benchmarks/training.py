@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from heads.build import assemble, empty_backbone
 from heads.detector import RCNN
+from heads.predictor import prepare
 from heads.recipes import DETECTORS
 from heads.structures import ImageBatch, Targets
 from tools.config.settings import OptimiserConfig
@@ -19,14 +19,13 @@ from tools.engine.optim import make_optimiser
 
 from .contenders import BF16, Comparison, Contender
 from .equality import loss_difference
-from .limit import count_training_flops
+from .limit import count_flops
 from .models import (
     NUM_CLASSES,
     RECIPE,
     our_detector,
     pair,
     random_targets,
-    resized,
     their_targets,
     torchvision_detector,
 )
@@ -55,7 +54,7 @@ def training_images(setting: Setting, detector: RCNN) -> tuple[list[Tensor], lis
         (3, h, w) each, and targets.
     """
     pictures = [*setting.pictures, *generated_pictures(IMAGES, 480)][:IMAGES]
-    images = [resized(picture, detector) for picture in pictures]
+    images = [prepare(picture, detector.preprocess).pixels for picture in pictures]
     sizes = [ImageBatch.from_images([image], detector.preprocess).sizes[0] for image in images]
     return images, random_targets(sizes, OBJECTS)
 
@@ -81,8 +80,7 @@ def their_step(model: Any, images: Sequence[Tensor], targets: Sequence[Targets],
 
     def step() -> None:
         optimiser.zero_grad()
-        context: AbstractContextManager[object] = torch.autocast(device, dtype=torch.bfloat16) if low else nullcontext()
-        with context:
+        with torch.autocast(device, torch.bfloat16, enabled=low):
             losses = model(
                 [image.to(device) for image in scaled],
                 [{name: value.to(device) for name, value in target.items()} for target in given],
@@ -105,8 +103,7 @@ def our_step(
 
     def step() -> None:
         optimiser.zero_grad()
-        context: AbstractContextManager[object] = torch.autocast(device, dtype=torch.bfloat16) if low else nullcontext()
-        with context:
+        with torch.autocast(device, torch.bfloat16, enabled=low):
             batch = ImageBatch.from_images([image.to(device) for image in images], preprocess)
             losses = detector(batch, [target.to(device) for target in targets])
         torch.stack(list(losses.values())).sum().backward()
@@ -146,7 +143,7 @@ def training(setting: Setting) -> Iterator[Comparison]:
         f"training step of {IMAGES} images with {OBJECTS} objects each, Mask R-CNN R50-FPN",
         contenders,
         reference=TORCHVISION,
-        flops=count_training_flops(ours),
+        flops=count_flops(ours, gradients=True),
         items=(IMAGES, "images"),
         equal=equal,
     )
@@ -171,9 +168,9 @@ def _equal_losses(state: Any, sizes: Sizes, images: Sequence[Tensor], targets: S
     rpn = replace(recipe.rpn, keep_after_nms_train=FEW, samples_per_image=EVERYTHING, positive_fraction=1.0)
     box = replace(recipe.box, samples_per_image=EVERYTHING, positive_fraction=1.0)
     recipe = replace(recipe, rpn=rpn, box=box)
-    ours = assemble(recipe, NUM_CLASSES, empty_backbone(recipe))
-    ours.load_state_dict(our_detector(sizes, state).state_dict())
-    ours.preprocess = our_detector(sizes, state).preprocess
+    usual, ours = our_detector(sizes, state), assemble(recipe, NUM_CLASSES, empty_backbone(recipe))
+    ours.load_state_dict(usual.state_dict())
+    ours.preprocess = usual.preprocess
     with torch.no_grad():
         expected = theirs([image.float() / 255 for image in images], their_targets(targets))
         losses = ours.train()(ImageBatch.from_images(images, ours.preprocess), targets)
