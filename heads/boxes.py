@@ -16,6 +16,7 @@ from .structures import ImageSize
 
 # largest log size delta of detectron2 and torchvision: a decoded box is at most 1000 / 16 times as large as its anchor
 MAX_LOG_RATIO = math.log(1000.0 / 16)
+HALF = (torch.bfloat16, torch.float16)
 BoxWeights = tuple[float, float, float, float]
 
 

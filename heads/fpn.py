@@ -73,7 +73,7 @@ class FeaturePyramid(nn.Module):
         for level in reversed(self.levels):
             lateral = self.lateral[level](features[level])
             if merged is not None:
-                # on a GPU, autocast upsamples in float32
+                # under autocast on a GPU, the result of interpolate is float32
                 upsampled = F.interpolate(merged, size=lateral.shape[-2:], mode="nearest").to(lateral.dtype)
                 lateral = lateral.add_(upsampled)
             merged = lateral

@@ -13,12 +13,12 @@ from resnet_backbone.errors import InvalidValue, UserError
 from resnet_backbone.fold import fold_norms
 
 from .box_head import BoxHead
+from .boxes import HALF
 from .roi_pool import RegionPooler
 
 if TYPE_CHECKING:
     from .detector import RCNN, DenseOutput
 
-HALF = (torch.bfloat16, torch.float16)
 MAX_GRAPHS = 200  # of all compiled detectors of a process
 DTYPES = (torch.float32, torch.float64, *HALF)
 
@@ -77,14 +77,15 @@ def compile_for_training(detector: RCNN) -> None:
     try:
         torch.compile(lambda x: x + 1, dynamic=True)(torch.zeros(3, device=device))
     except Exception as error:
-        raise _cannot(error, "train.compile=true") from error
+        raise _cannot(error) from error
     detector.compiled_dense = torch.compile(detector.plain_dense, dynamic=True)
 
 
-def _cannot(error: Exception, setting: str) -> CannotCompile:
+def _cannot(error: Exception) -> CannotCompile:
+    reason = (str(error).splitlines() or [""])[0]
     return CannotCompile(
-        f"the detector cannot be compiled here ({type(error).__name__}: {str(error).splitlines()[0]}): install a "
-        f"C++ compiler (g++ or clang), or leave {setting} out"
+        f"the detector cannot be compiled here ({type(error).__name__}: {reason}): install a C++ compiler (g++ or "
+        "clang), or run it without compile (train.compile and eval.compile in a configuration)"
     )
 
 
@@ -124,5 +125,5 @@ def compile_dense(detector: RCNN) -> None:
                 pixels = torch.zeros(1, 3, *size).to(parameter)
                 compiled(pixels.contiguous(memory_format=torch.channels_last))
     except Exception as error:
-        raise _cannot(error, "compile=True") from error
+        raise _cannot(error) from error
     detector.compiled_dense, detector.compile_s = compiled, time.perf_counter() - began

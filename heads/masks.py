@@ -88,7 +88,7 @@ class PolygonMasks:
             soft_bitmaps: not used; `BitMasks` has the same signature.
 
         Returns:
-            (R, size, size) bool, on the device of the boxes. `crop_all` waits for a GPU once for all images.
+            (R, size, size) bool, on the device of the boxes.
         """
         from pycocotools import mask as coco
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
-# whether a GPU has nonzero_static, which it is not waited for
+# from torch 2.7 on, nonzero_static runs on GPUs: with a known number of elements the host need not wait
 _STATIC = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 7)
 
 
@@ -105,22 +105,22 @@ def sample(roles: Sequence[Tensor], count: int, positive_fraction: float) -> lis
     masks = [(of_image == POSITIVE, of_image == NEGATIVE) for of_image in roles]
     counts = torch.stack([mask.sum() for pair in masks for mask in pair]).tolist()
     drawn = []
-    for (positive, negative), there, not_there in zip(masks, counts[::2], counts[1::2]):
-        positives = min(there, int(count * positive_fraction))
-        negatives = min(not_there, count - positives)
-        drawn.append((_draw(positive, there, positives), _draw(negative, not_there, negatives)))
+    for (positive, negative), num_positive, num_negative in zip(masks, counts[::2], counts[1::2]):
+        positives = min(num_positive, int(count * positive_fraction))
+        negatives = min(num_negative, count - positives)
+        drawn.append((_draw(positive, num_positive, positives), _draw(negative, num_negative, negatives)))
     return drawn
 
 
-def _draw(mask: Tensor, there: int, count: int) -> Tensor:
-    """Indices of `count` of the `there` candidates of a mask."""
+def _draw(mask: Tensor, total: int, count: int) -> Tensor:
+    """Indices of `count` of the `total` candidates of a mask."""
     if mask.device.type == "cpu" or not _STATIC:
         indices = mask.nonzero().flatten()
     else:
-        indices = torch.nonzero_static(mask, size=there).flatten()
-    if count == there:
+        indices = torch.nonzero_static(mask, size=total).flatten()
+    if count == total:
         return indices
-    return indices[torch.randperm(there, device=indices.device)[:count]]
+    return indices[torch.randperm(total, device=indices.device)[:count]]
 
 
 def mean_over_processes(count: int, device: torch.device) -> Tensor:

@@ -127,7 +127,7 @@ class Predictor:
         autocast: AbstractContextManager[object] = nullcontext()
         low = self.dtype
         # a detector in half precision needs autocast too, unless it pools its regions in this precision
-        if low is None and dtype in (torch.float16, torch.bfloat16) and not self.detector.is_copy_for_inference:
+        if low is None and dtype in B.HALF and not self.detector.is_copy_for_inference:
             low = dtype
         if low is not None:
             autocast = torch.autocast(device.type, dtype=low)

@@ -82,8 +82,9 @@ class RegionPooler(nn.Module):
     def _pool(self, levels: Mapping[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
         index = torch.cat([boxes_of.new_full((len(boxes_of), 1), i) for i, boxes_of in enumerate(boxes)])
         regions = torch.cat([index, torch.cat(list(boxes))], dim=1)
-        half = (torch.bfloat16, torch.float16) if self.keep_half else ()
-        features = [f if f.dtype in half else f.to(regions.dtype) for f in (levels[level] for level in self.levels)]
+        features = [levels[level] for level in self.levels]
+        if not (self.keep_half and features[0].dtype in B.HALF):
+            features = [feature.to(regions.dtype) for feature in features]
         if len(features) == 1:
             return self._align(features[0], regions, self.strides[0])
         level_of = self.level_of(regions[:, 1:])

@@ -20,14 +20,27 @@ def keep_freed_memory(*, largest_mib: int, kept_mib: int) -> None:
     time of a detector on a CPU.
 
     Args:
-        largest_mib: tensors up to this size are kept; glibc before 2.35 has a limit of 32 MiB.
-        kept_mib: memory that is kept at most, in MiB.
+        largest_mib: tensors up to this size are kept, in MiB, below 2048; glibc before 2.35 takes 32 at most.
+        kept_mib: memory that is kept at most, in MiB, below 2048.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:  # parameters of glibc's malloc.h
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        mallopt(m_mmap_threshold, min(largest_mib, 1024) * 2**20) or mallopt(m_mmap_threshold, 32 * 2**20)
-        mallopt(m_trim_threshold, min(kept_mib, 2047) * 2**20)
+    if mallopt is None:
+        return
+    m_trim_threshold, m_mmap_threshold = -1, -3  # of glibc's malloc.h
+    if not mallopt(m_mmap_threshold, largest_mib * 2**20):
+        mallopt(m_mmap_threshold, 32 * 2**20)
+    mallopt(m_trim_threshold, kept_mib * 2**20)
+
+
+def use_tf32(allowed: bool) -> None:
+    """Set for this process whether CUDA rounds the factors of float32 products to TF32.
+
+    torch's own default allows it in convolutions and not in matrix products.
+
+    Args:
+        allowed: whether it may, in both.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def pick_device(setting: str) -> str:

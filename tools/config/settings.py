@@ -89,7 +89,9 @@ class TrainConfig(Section):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if available")
     tf32: bool = Field(
-        False, description="on CUDA, round the factors of fp32 products to TF32 (10 bits of mantissa), which is quicker"
+        False,
+        description="on CUDA, round the factors of fp32 products to TF32 (10 bits of mantissa), in training and "
+        "scoring; faster",
     )
     seed: int = Field(0, ge=0, description="random seed of initial weights, image order, augmentation and sampling")
     checkpoint_every_iters: int = Field(1000, ge=1, description="steps between checkpoints")

@@ -310,11 +310,6 @@ class Batches(Iterable[Batch]):
         return len(cast(Sized, self.plan))
 
     def __iter__(self) -> Iterator[Batch]:
-        """Load the batches, as `_load`."""
-        for batch in self._load():
-            yield batch.pin_memory() if self.pin else batch
-
-    def _load(self) -> Iterator[Batch]:
         """Load the batches.
 
         Raises:
@@ -322,6 +317,10 @@ class Batches(Iterable[Batch]):
                 arrive with their class and message.
             ProcessLost: a loader process was killed.
         """
+        for batch in self._load():
+            yield batch.pin_memory() if self.pin else batch
+
+    def _load(self) -> Iterator[Batch]:
         if not self.workers:
             for draws in self.plan:
                 yield self.images.batch(draws)

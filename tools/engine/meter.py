@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-from .readout import StepValues
+from .readout import StepValues, means
 
 
 class Meter:
@@ -36,14 +34,10 @@ class Meter:
         Returns:
             Values for the log (grad_norm, data_s, step_s, loss, images_per_s and the figures), and the losses by name.
         """
-        losses = _means([values.losses for values in self._values])
+        losses = means([values.losses for values in self._values])
         norm = sum(values.norm for values in self._values) / len(self._values)
         data_s, step_s = (sum(column) / len(self._times) for column in zip(*self._times))
         figures = {"grad_norm": norm, "data_s": data_s, "step_s": step_s, "loss": sum(losses.values())}
-        figures |= {"images_per_s": images / step_s} | _means([values.figures for values in self._values])
+        figures |= {"images_per_s": images / step_s} | means([values.figures for values in self._values])
         self._values, self._times = [], []
         return figures, losses
-
-
-def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,10 +85,10 @@ class Readout:
             self._copied.synchronize()
         norm, *rest = self._values.tolist()
         count = len(self._losses) * len(self.image_ids)
-        losses, figures = _rows(rest[:count], len(self._losses)), _rows(rest[count:], len(self._figures))
+        losses, figures = _rows(self._losses, rest[:count]), _rows(self._figures, rest[count:])
         for row, image_ids in zip(losses, self.image_ids):
-            if not all(abs(value) < float("inf") for value in row):
-                named = ", ".join(f"{name}={value:g}" for name, value in zip(self._losses, row))
+            if not all(abs(value) < float("inf") for value in row.values()):
+                named = ", ".join(f"{name}={value:g}" for name, value in row.items())
                 raise NonFiniteLoss(
                     f"step {self.step}: a loss is not finite ({named}), images {image_ids}. The last "
                     f"checkpoint is unchanged ({checkpoint}): lower optimiser.lr, set optimiser.clip_norm, "
@@ -100,12 +100,22 @@ class Readout:
                 f"step {self.step}: the gradient's norm is {norm}, with finite losses, images {images}. "
                 f"The last checkpoint is unchanged ({checkpoint}): lower optimiser.lr or look at these images"
             )
-        return StepValues(_means(self._losses, losses), _means(self._figures, figures), norm)
+        return StepValues(means(losses), means(figures), norm)
 
 
-def _rows(values: list[float], width: int) -> list[list[float]]:
-    return [values[i : i + width] for i in range(0, len(values), max(1, width))]
+def means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Average values by name.
+
+    Args:
+        rows: mappings with the same names; none for no values.
+
+    Returns:
+        The means.
+    """
+    return {name: sum(row[name] for row in rows) / len(rows) for name in (rows[0] if rows else ())}
 
 
-def _means(names: Sequence[str], rows: Sequence[Sequence[float]]) -> dict[str, float]:
-    return {name: sum(column) / len(rows) for name, column in zip(names, zip(*rows))}
+def _rows(names: Sequence[str], values: Sequence[float]) -> list[dict[str, float]]:
+    """Values of several batches, each in the order of the names."""
+    starts = range(0, len(values), max(1, len(names)))
+    return [dict(zip(names, values[start:])) for start in starts]

@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from resnet_backbone.errors import InvalidValue
 from resnet_backbone.weights.read import read_file, save_atomically
 from tools.config.settings import CommonConfig
-from tools.devices import pick_device, pick_precision
+from tools.devices import pick_device, pick_precision, use_tf32
 
 from .log import RunLog, memory_mib
 from .meter import Meter
@@ -46,14 +46,14 @@ def make_accelerator(config: CommonConfig) -> Accelerator:
         config: the settings of the run.
 
     Returns:
-        The accelerator. TF32 of CUDA is switched for the whole process.
+        The accelerator. `train.tf32` is set for the whole process.
 
     Raises:
         InvalidValue: a device or precision that this machine does not have.
     """
     device = pick_device(config.train.device)
     precision = pick_precision(config.train.precision, device)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.train.tf32
+    use_tf32(config.train.tf32)
     return Accelerator(
         cpu=device == "cpu",
         mixed_precision="no" if precision == "fp32" else precision,

@@ -18,7 +18,7 @@ from tools.config.classification import ClassifierRunConfig
 from tools.console import CONSOLE
 from tools.data.labelled import LabelledData
 from tools.data.loader import BatchPlan, TrainingImages
-from tools.devices import pick_device, pick_precision
+from tools.devices import pick_device, pick_precision, use_tf32
 from tools.evaluation.multi_crop import CropRule, probabilities, scorer
 from tools.evaluation.topk import ClassScores, classes_table, score_labels
 from tools.files import write_text
@@ -127,6 +127,7 @@ def evaluate(
     """
     data = load_val(config)
     net = load_classifier(weights, config, data.class_names).to(pick_device(config.train.device))
+    use_tf32(config.train.tf32)
     evaluation = None if out is None else evaluation_of_classifier(net, data, config)
     if out is not None and evaluation is not None:
         names = [scores_path(Path(out), config.eval.crops).name]

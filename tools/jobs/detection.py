@@ -18,7 +18,7 @@ from tools.config.detection import RunConfig, load_config
 from tools.config.settings import load_values
 from tools.console import CONSOLE
 from tools.data.coco import CocoData
-from tools.devices import pick_device
+from tools.devices import pick_device, use_tf32
 from tools.evaluation.backends import choose_backend
 from tools.evaluation.interface import Backend
 from tools.evaluation.scores import Scores
@@ -215,6 +215,7 @@ def evaluate(
     runs.note_missing_certificate(file)
     detector, recipe = load_detector(file)
     detector.to(pick_device(config.train.device))
+    use_tf32(config.train.tf32)
     data = load_val(config, masks="mask" in detector.instance_heads)
     Data(None, data).say(CONSOLE)
     folder = run_folder(run_or_weights) if out is None else Path(out)

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.progress import track
 
 from heads.detector import RCNN
 from heads.images import UnreadableImage
-from heads.predictor import Predictor, Prepared
+from heads.predictor import Prepared
 from heads.structures import Detections
 from tools.annotations.table import Id
 from tools.config.detection import RunConfig
@@ -29,7 +30,7 @@ from tools.evaluation.scores import Scores, score_coco
 from tools.failures import during
 from tools.files import write_text
 
-from .detection_setup import image_reader
+from .detection_setup import fast_predictor, image_reader
 from .evaluated import Evaluation, record_scores
 
 SCORE_FILES = ("results.json", "scores.json")
@@ -83,17 +84,14 @@ def predict_results(
         InvalidValue: no class of the detector has the name of a category.
     """
     match = match_categories(detector.class_names, list(zip(data.category_ids, data.class_names)))
-    precision = pick_precision(config.train.precision, next(detector.parameters()).device.type)
-    batch_size = config.eval.batch_size
-    predictor = Predictor(detector, precision=precision, batch_size=batch_size, fast=True, compile=config.eval.compile)
-    if predictor.detector.compile_s is not None and not quiet:
-        CONSOLE.print(f"compiled in {predictor.detector.compile_s:.0f} s")
+    device, batch_size = next(detector.parameters()).device.type, config.eval.batch_size
+    console = Console(quiet=True) if quiet else CONSOLE
+    predictor = fast_predictor(detector, pick_precision(config.train.precision, device), config.eval.compile, console)
     predicted = Predicted([], [])
     mine = range(rank, len(data.records), world)
     plan = [[Draw(index, 0) for index in mine[i : i + batch_size]] for i in range(0, len(mine), batch_size)]
     images = ImagesToScore(data, image_reader(config), predictor.preparation(), on_bad_image=config.data.on_bad_image)
-    on_gpu = next(detector.parameters()).device.type != "cpu"
-    batches = Batches(images, plan, config.data.workers, pin=on_gpu)
+    batches = Batches(images, plan, config.data.workers, pin=device != "cpu")
 
     def convert(image_ids: Sequence[Id], found: Sequence[Detections]) -> None:
         for image_id, detections in zip(image_ids, found):
@@ -102,12 +100,12 @@ def predict_results(
     # masks are pasted and encoded in a thread, while the detector works on the next batch
     with ThreadPoolExecutor(max_workers=1) as thread:
         conversions: list[Future[None]] = []
-        rows = zip(plan, batches)
-        for draws, batch in track(rows, "score", len(plan), console=CONSOLE, disable=quiet or not CONSOLE.is_terminal):
+        rows = zip(batches, plan)  # in this order the loader processes end with the last batch
+        for batch, draws in track(rows, "score", len(plan), console=CONSOLE, disable=quiet or not CONSOLE.is_terminal):
             for message in batch.skipped:
                 CONSOLE.print(f"skipped: {message}", markup=False)
-            ids = [data.table.image_ids[draw.index] for draw in draws]
-            predicted.unreadable.extend(set(ids) - set(batch.image_ids))
+            ids = (data.table.image_ids[draw.index] for draw in draws)
+            predicted.unreadable.extend(image_id for image_id in ids if image_id not in batch.image_ids)
             if not batch.images:
                 continue
             with during(f"detecting objects in {_listed(data, draws)}"):
@@ -122,8 +120,9 @@ def predict_results(
 
 def _listed(data: CocoData, draws: Sequence[Draw]) -> str:
     """Files and sizes, for a message."""
-    records = [data.records[draw.index] for draw in draws]
-    return ", ".join(f"{r.path} ({r.size.width}x{r.size.height})" for r in records)
+    table = data.table
+    sizes = table.sizes[[draw.index for draw in draws]].tolist()
+    return ", ".join(f"{table.paths[d.index]} ({width}x{height})" for d, (height, width) in zip(draws, sizes))
 
 
 def score(

@@ -15,6 +15,7 @@ from heads.build import assemble, check_frozen_head_norms, empty_backbone, fine_
 from heads.detector import RCNN
 from heads.files import load_detector, read_detector
 from heads.keymaps import layout_of
+from heads.predictor import Predictor
 from heads.recipes import DetectorRecipe
 from resnet_backbone import WeightReport, load_weights
 from resnet_backbone.build import open_weights
@@ -143,6 +144,24 @@ def open_detector(run_or_weights: str | PathLike[str], console: Console = CONSOL
         UserError: as for `load_detector`.
     """
     return _load_detector(run_or_weights, console)[0]
+
+
+def fast_predictor(detector: RCNN, precision: str, compile: bool, console: Console = CONSOLE) -> Predictor:
+    """Make the predictor of scoring and predicting. How long compiling took is printed.
+
+    Args:
+        detector: the detector, on its device.
+        precision: as for `Predictor`.
+        compile: whether to compile it.
+        console: where to print.
+
+    Returns:
+        The predictor, with a copy of the detector that is made for inference.
+    """
+    predictor = Predictor(detector, precision=precision, fast=True, compile=compile)
+    if predictor.detector.compile_s is not None:
+        console.print(f"compiled in {predictor.detector.compile_s:.0f} s")
+    return predictor
 
 
 def _load_detector(run_or_weights: str | PathLike[str] | WeightFile, console: Console) -> tuple[RCNN, DetectorRecipe]:

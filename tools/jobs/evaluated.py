@@ -85,10 +85,11 @@ def evaluation_of_detector(detector: RCNN, recipe: DetectorRecipe, data: CocoDat
     settings = {
         "eval.max_detections": config.eval.max_detections,
         "eval.batch_size": config.eval.batch_size,
-        "eval.compile": config.eval.compile,
         "data.on_bad_image": config.data.on_bad_image,
         "train.precision": pick_precision(config.train.precision, next(detector.parameters()).device.type),
     }
+    if config.eval.compile:  # records of earlier versions do not name it
+        settings["eval.compile"] = True
     return Evaluation(_digest(tensor_hashes(detector.state_dict()), described), _digest(names, *arrays), settings)
 
 

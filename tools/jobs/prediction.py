@@ -29,12 +29,12 @@ from heads.predictor import Predictor, Prepared
 from resnet_backbone.errors import AlreadyExists, InvalidValue
 from tools.console import CONSOLE
 from tools.data.guard import read_record
-from tools.devices import pick_device, pick_precision
+from tools.devices import pick_device, pick_precision, use_tf32
 from tools.failures import during, explained
 from tools.files import write_text
 
 from .detection_pictures import detections_to_json, draw_detections
-from .detection_setup import open_detector
+from .detection_setup import fast_predictor, open_detector
 from .prediction_inputs import Source, find_sources, is_prediction, output_names
 
 PICTURE_SIDE_PX = 480
@@ -127,9 +127,8 @@ def predict(
     files.check([source.path for source in sources.images if not source.is_url], overwrite=overwrite)
     device = pick_device(device)
     detector = open_detector(run_or_weights).to(device)
-    predictor = Predictor(detector, precision=pick_precision(precision, device), fast=True, compile=compile)
-    if predictor.detector.compile_s is not None:
-        CONSOLE.print(f"compiled in {predictor.detector.compile_s:.0f} s")
+    use_tf32(False)
+    predictor = fast_predictor(detector, pick_precision(precision, device), compile)
     files.make_folders()
     predictions: list[Prediction] = []
     failures: list[tuple[str, UnreadableImage]] = []
