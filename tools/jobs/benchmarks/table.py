@@ -26,10 +26,14 @@ def tables(results: Json) -> Iterator[Table]:
         facts.add_row(name, escape(value))
     yield facts
     for comparison in results["comparisons"]:
-        table = Table(*COLUMNS, title=escape(comparison["title"]), caption=escape("; ".join(comparison["equal"])))
-        for contender in comparison["contenders"]:
-            cells = [escape(cell) for cell in cells_of(comparison, contender)]
-            table.add_row(*cells, style="bold" if contender["ours"] else None)
+        rows = [cells_of(comparison, contender) for contender in comparison["contenders"]]
+        # names need the room of the columns that say nothing here
+        filled = [i for i in range(len(COLUMNS)) if i == 0 or any(row[i] for row in rows)]
+        table = Table(title=escape(comparison["title"]), caption=escape("; ".join(comparison["equal"])))
+        for i in filled:
+            table.add_column(COLUMNS[i], overflow="fold")
+        for row, contender in zip(rows, comparison["contenders"]):
+            table.add_row(*(escape(row[i]) for i in filled), style="bold" if contender["ours"] else None)
         yield table
 
 
